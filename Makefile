@@ -1,0 +1,38 @@
+PYTHON ?= python3
+VENV := .venv
+WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
+PYTEST := $(VENV)/bin/python -m pytest
+
+# The tools in the virtual environment come first, for make's commands and for what they start.
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help site test lint bench locks clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+site: venv-run  ## Plan the hosts of inventory/local and write build/<host>/
+	@ansible-playbook site.yml
+
+test: lint  ## Lint, then run every test
+	@$(PYTEST) -n $(WORKERS)
+
+lint: venv-test  ## Run the linters alone
+	@ruff check .
+	@ruff format --check .
+	@yamllint .
+	@ansible-lint
+
+bench: venv-test  ## Time the planner, 100 hosts and a second make site
+	@$(PYTEST) tests/benchmarks -s -p no:xdist
+
+locks: venv-test  ## Renew requirements/*.lock from requirements/*.in
+	@tools/renew_locks
+
+clean:  ## Remove .venv, build/ and caches
+	rm -rf $(VENV) build .ansible .cache .hypothesis .pytest_cache .ruff_cache
+
+.PHONY: venv-run venv-test
+venv-run venv-test: venv-%:
+	@tools/make_venv "$(PYTHON)" $(VENV) $*

@@ -1,0 +1,65 @@
+"""How much device memory PyTorch's caching allocator takes for a set of tensors.
+
+Source: pytorch ``c10/cuda/CUDACachingAllocator.cpp`` (kMinBlockSize, kSmallSize, kSmallBuffer,
+kMinLargeAlloc, kLargeBuffer, kRoundLarge, should_split), the same constants since PyTorch 1.x:
+
+- a request is rounded up to 512 bytes;
+- up to 1 MiB it is cut from 2 MiB segments;
+- below 10 MiB it is cut from 20 MiB segments;
+- from 10 MiB on it gets a segment of its own, rounded up to 2 MiB, and what is left over is given
+  back to the pool only where it is larger than 1 MiB.
+
+So two 8 MiB matrices share 20 MiB, and a KV buffer of 32 MiB plus one row takes 34 MiB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .units import MIB, round_up
+
+BLOCK = 512
+SMALL_LIMIT, SMALL_SEGMENT = MIB, 2 * MIB
+LARGE_LIMIT, LARGE_SEGMENT = 10 * MIB, 20 * MIB
+ROUND_LARGE = 2 * MIB
+
+
+def reserved_bytes(tensors: Iterable[int]) -> int:
+    """Bytes of segments that hold ``tensors`` (sizes in bytes, in the order of allocation)."""
+    total = 0
+    free: dict[bool, list[int]] = {True: [], False: []}
+    for size in tensors:
+        size = round_up(size, BLOCK)
+        if size >= LARGE_LIMIT:
+            total += round_up(size, ROUND_LARGE)
+            continue
+        small = size <= SMALL_LIMIT
+        fitting = [rest for rest in free[small] if rest >= size]
+        if fitting:
+            rest = min(fitting)
+            free[small].remove(rest)
+        else:
+            rest = SMALL_SEGMENT if small else LARGE_SEGMENT
+            total += rest
+        left = rest - size
+        if left >= BLOCK if small else left > SMALL_LIMIT:
+            free[small].append(left)
+    return total
+
+
+def allocated_bytes(tensors: Iterable[int]) -> int:
+    """Bytes that ``torch.cuda.memory_allocated`` reports for ``tensors``.
+
+    A segment's rest of at most 1 MiB is not split off, so it counts as allocated.
+    """
+    total = 0
+    for size in tensors:
+        size = round_up(size, BLOCK)
+        rest = round_up(size, ROUND_LARGE) - size if size >= LARGE_LIMIT else 0
+        total += size + (rest if rest <= SMALL_LIMIT else 0)
+    return total
+
+
+def buffer_bytes(size: int) -> int:
+    """Device memory of one long-lived buffer of ``size`` bytes."""
+    return round_up(size, ROUND_LARGE) if size >= LARGE_LIMIT else round_up(size, BLOCK)

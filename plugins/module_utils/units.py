@@ -1,0 +1,35 @@
+"""Units and rounding. Sizes are bytes inside the planner and GiB (2**30) wherever people read them."""
+
+from __future__ import annotations
+
+import math
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+def gib(size: float, digits: int = 3) -> float:
+    """Bytes as GiB, rounded for display."""
+    return round(size / GIB, digits)
+
+
+def from_gib(size: float) -> int:
+    """GiB as whole bytes, rounded up."""
+    return math.ceil(size * GIB)
+
+
+def round_up(value: int, step: int) -> int:
+    return -(-value // step) * step
+
+
+def round_down(value: int, step: int) -> int:
+    return value // step * step
+
+
+def ceil3(fraction: float) -> float:
+    """Three decimals, never smaller than ``fraction`` (a value already at three decimals stays)."""
+    return math.ceil(fraction * 1000 - 1e-9) / 1000
+
+
+def floor3(fraction: float) -> float:
+    return math.floor(fraction * 1000 + 1e-9) / 1000
