@@ -31,7 +31,7 @@ def repo_root() -> Path:
 
 @pytest.fixture(scope="session")
 def tool_environment() -> dict[str, str]:
-    """Environment in which `ansible-playbook`, `ansible-galaxy` and the linters of this virtual environment are found."""
+    """Environment in which the commands of this virtual environment are found, free of the caller's ANSIBLE_*."""
     return _environment()
 
 
