@@ -25,7 +25,7 @@ lint: venv-test  ## Run the linters alone
 	@ansible-lint
 
 bench: venv-test  ## Time the planner, 100 hosts and a second make site
-	@$(PYTEST) tests/benchmarks -s -p no:xdist
+	@$(PYTEST) tests/benchmarks -s --full-benchmarks
 
 locks: venv-test  ## Renew requirements/*.lock from requirements/*.in
 	@tools/renew_locks

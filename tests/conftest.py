@@ -1,27 +1,44 @@
-"""Fixtures shared by all tests: the repository, Ansible's command line and a real Docker Compose."""
+"""What tests share: the repository, its command lines, a real Docker Compose, a browser, timings."""
 
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
-COLLECTIONS = REPO_ROOT / ".collections"
+IN_CI = os.environ.get("CI") == "true"
 
-sys.path.insert(0, str(COLLECTIONS))
+sys.path.insert(0, str(REPO_ROOT / ".collections"))
 
-Playbook = Callable[..., subprocess.CompletedProcess[str]]
+Run = Callable[..., subprocess.CompletedProcess[str]]
+Timing = Callable[[str, float, float], None]
 
 
-def _environment() -> dict[str, str]:
-    """This process's environment with the tools of the running interpreter first on PATH and no ANSIBLE_* setting."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("ANSIBLE_")}
-    tools = str(Path(sys.executable).parent)
-    return kept | {"PATH": f"{tools}{os.pathsep}{kept.get('PATH', os.defpath)}", "ANSIBLE_NOCOLOR": "true"}
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full-benchmarks", action="store_true", help="full sizes, and a time over its limit fails")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Iterator[None]:
+    """In CI nothing may be lacking: a skipped test fails there."""
+    report = yield
+    if IN_CI and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, which CI does not allow: {report.longrepr[-1]}"
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what the `timing` fixture recorded, also from xdist's workers."""
+    passed = terminalreporter.stats.get("passed", []) + terminalreporter.stats.get("failed", [])
+    lines = [value for report in passed for name, value in report.user_properties if name == "timing"]
+    if lines:
+        terminalreporter.section("timings")
+        terminalreporter.write_line("\n".join(lines))
 
 
 @pytest.fixture(scope="session")
@@ -30,23 +47,20 @@ def repo_root() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tool_environment() -> dict[str, str]:
-    """Environment in which the commands of this virtual environment are found, free of the caller's ANSIBLE_*."""
-    return _environment()
+def run_tool() -> Run:
+    """Run a command with this virtual environment first on PATH and none of the caller's ANSIBLE_* settings.
 
-
-@pytest.fixture(scope="session")
-def ansible_playbook() -> Playbook:
-    """Run `ansible-playbook` with the given arguments and return the finished process, whatever its exit status.
-
-    `cwd` is the repository unless given; `env` is added to the environment; a run longer than `timeout` seconds fails.
+    Returns the finished process, whatever its exit status. `cwd` is the repository unless given, `env` is added to the
+    environment, and a run longer than `timeout` seconds fails.
     """
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("ANSIBLE_", "MAKE", "MFLAGS"))}
+    path = os.pathsep.join([str(Path(sys.executable).parent), inherited.get("PATH", os.defpath)])
 
-    def run(*arguments: str | Path, cwd: Path = REPO_ROOT, env: dict[str, str] | None = None, timeout: float = 120):
+    def run(*command: str | Path, cwd: Path = REPO_ROOT, env: dict[str, str] | None = None, timeout: float = 120):
         return subprocess.run(
-            ["ansible-playbook", *map(str, arguments)],
+            [str(word) for word in command],
             cwd=cwd,
-            env=_environment() | (env or {}),
+            env=inherited | {"PATH": path, "NO_COLOR": "1"} | (env or {}),
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -56,30 +70,56 @@ def ansible_playbook() -> Playbook:
     return run
 
 
-def _skip_or_fail(reason: str) -> None:
-    """Skip the test where the machine lacks something; in CI nothing may be lacking."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(f"CI must have it: {reason}")
-    pytest.skip(reason)
+@pytest.fixture(scope="session")
+def ansible_playbook(run_tool: Run) -> Run:
+    """`run_tool` for `ansible-playbook`."""
+
+    def run(*arguments: str | Path, **options):
+        return run_tool("ansible-playbook", *arguments, **options)
+
+    return run
+
+
+@pytest.fixture
+def fresh_copy(tmp_path: Path, run_tool: Run) -> Path:
+    """The files that git tracks, or would track, in a new directory, without any build output."""
+    listed = run_tool("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    copy = tmp_path / "copy"
+    for name in filter(None, listed.stdout.split("\0")):
+        if (source := REPO_ROOT / name).exists():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, copy / name, follow_symlinks=False)
+    return copy
 
 
 @pytest.fixture(scope="session")
 def docker_compose() -> list[str]:
-    """Command line of a real Compose v2 (`config` needs no Docker engine)."""
-    candidates = [["docker", "compose"], ["docker-compose"], ["/usr/libexec/docker/cli-plugins/docker-compose"]]
-    for command in candidates:
+    """Command line of a real Compose v2; its `config` needs no Docker engine."""
+    for command in (["docker", "compose"], ["docker-compose"], ["/usr/libexec/docker/cli-plugins/docker-compose"]):
         if shutil.which(command[0]) is None:
             continue
         answer = subprocess.run([*command, "version", "--short"], capture_output=True, text=True, check=False)
-        if answer.returncode == 0 and answer.stdout.strip().lstrip("v").startswith(tuple("23456789")):
+        if answer.returncode == 0 and int(answer.stdout.strip().lstrip("v").split(".")[0]) >= 2:
             return command
-    return _skip_or_fail("no Docker Compose v2 on this machine")
+    return pytest.skip("no Docker Compose v2 on this machine")
 
 
 @pytest.fixture(scope="session")
 def chromium() -> str:
-    """Path of a Chromium-like browser."""
+    """Path of Chromium or of a browser built from it."""
     for name in ("chromium", "chromium-browser", "google-chrome"):
         if path := shutil.which(name):
             return path
-    return _skip_or_fail("no Chromium on this machine")
+    return pytest.skip("no Chromium on this machine")
+
+
+@pytest.fixture
+def timing(request: pytest.FixtureRequest) -> Timing:
+    """Note `seconds` under `what` for the summary; with --full-benchmarks, more than `limit` seconds fail the test."""
+
+    def note(what: str, seconds: float, limit: float) -> None:
+        request.node.user_properties.append(("timing", f"{what:<60} {seconds:7.2f} s  (limit {limit:g} s)"))
+        if request.config.getoption("--full-benchmarks"):
+            assert seconds <= limit, f"{what} took {seconds:.2f} s, more than {limit:g} s"
+
+    return note
