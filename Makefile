@@ -6,6 +6,11 @@ PYTEST := $(VENV)/bin/python -m pytest
 # The tools in the virtual environment come first, for make's commands and for what they start.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
+# Ansible wants UTF-8, which these two locales are not.
+ifneq (,$(filter C POSIX,$(LC_ALL)))
+export LC_ALL := C.UTF-8
+endif
+
 .DEFAULT_GOAL := help
 .PHONY: help site test lint bench locks clean
 
@@ -22,7 +27,7 @@ lint: venv-test  ## Run the linters alone
 	@ruff check .
 	@ruff format --check .
 	@yamllint .
-	@ansible-lint
+	@ansible-lint -q
 
 bench: venv-test  ## Time the planner, 100 hosts and a second make site
 	@$(PYTEST) tests/benchmarks -s --full-benchmarks
