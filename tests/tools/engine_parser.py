@@ -310,7 +310,7 @@ def accepted_choices(parser: argparse.ArgumentParser, action: argparse.Action) -
         except argparse.ArgumentError:
             continue
         accepted.append(choice if isinstance(choice, int | float) else str(choice))
-    return sorted(accepted, key=str) or None
+    return sorted(accepted, key=lambda choice: (isinstance(choice, str), choice)) or None
 
 
 def is_deprecated(parser: argparse.ArgumentParser, action: argparse.Action) -> bool:
@@ -318,7 +318,7 @@ def is_deprecated(parser: argparse.ArgumentParser, action: argparse.Action) -> b
         type(action).__name__.startswith("Deprecated")
         or action in getattr(parser, "_deprecated", ())
         or getattr(action, "deprecated", False)
-        or re.match(r"\W*deprecated\b", action.help or "", re.IGNORECASE) is not None
+        or re.match(r"(\W*|\s*--[\w-]+ is )deprecated\b", action.help or "", re.IGNORECASE) is not None
     )
 
 
