@@ -6,6 +6,9 @@ PYTEST := $(VENV)/bin/python -m pytest
 # The tools in the virtual environment come first, for make's commands and for what they start.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
+# Ansible ignores an ansible.cfg in a folder that everyone may write to (a Windows drive under WSL), unless it is named.
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+
 # Ansible wants UTF-8, which these two locales are not.
 ifneq (,$(filter C POSIX,$(LC_ALL)))
 export LC_ALL := C.UTF-8
@@ -36,7 +39,7 @@ locks: venv-test  ## Renew requirements/*.lock from requirements/*.in
 	@tools/renew_locks
 
 clean:  ## Remove .venv, build/ and caches
-	rm -rf $(VENV) build .ansible .cache .hypothesis .pytest_cache .ruff_cache
+	rm -rf .venv .venv-* build .ansible .cache .hypothesis .pytest_cache .ruff_cache
 
 .PHONY: venv-run venv-test
 venv-run venv-test: venv-%:
