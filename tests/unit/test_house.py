@@ -57,6 +57,23 @@ def test_ansible_doc_shows_the_role(role: Path, run_tool):
         assert option in shown.stdout
 
 
+def test_specification_describes_the_keys_that_the_planner_takes():
+    from ansible_collections.blackwell.serving.plugins.module_utils.declaration import (
+        PINNED_KEYS,
+        REQUIRED,
+        SERVICE_KEYS,
+    )
+
+    options = load_yaml(REPO_ROOT / "roles/serving/meta/argument_specs.yml")["argument_specs"]["main"]["options"]
+    paragraphs = options["serving_services"]["description"]
+    described = [match for text in paragraphs if (match := re.match(r"C\((\w+)\)( \(required\))?,", text))]
+    assert {match[1]: bool(match[2]) for match in described} == {
+        key: default is REQUIRED for key, (_, default) in SERVICE_KEYS.items()
+    }
+    (pinned,) = (text for text in paragraphs if text.startswith("C(pinned)"))
+    assert set(re.findall(r"C\((\w+)\)", pinned)) == {"pinned", *PINNED_KEYS}
+
+
 def test_no_task_hides_a_failure():
     found = [
         f"{path.relative_to(REPO_ROOT)}: {task.get('name')}"
