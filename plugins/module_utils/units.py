@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -31,5 +32,12 @@ def ceil3(fraction: float) -> float:
     return math.ceil(fraction * 1000 - 1e-9) / 1000
 
 
-def floor3(fraction: float) -> float:
-    return math.floor(fraction * 1000 + 1e-9) / 1000
+def largest(low: int, high: int, holds: Callable[[int], bool]) -> int:
+    """The largest number from ``low`` to ``high`` that ``holds``: ``low`` does, and once false it stays false."""
+    while low < high:
+        middle = (low + high + 1) // 2
+        if holds(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low

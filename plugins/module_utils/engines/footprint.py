@@ -1,0 +1,39 @@
+"""What one engine process takes on one GPU, KV cache apart. Bytes."""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass
+
+from ..catalog_view import Catalog
+from ..declaration import Gpu, Service
+from ..units import from_gib
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """``context`` is taken before the engine measures free memory; ``activations`` only under load."""
+
+    context: int = 0
+    weights: int = 0
+    state: int = 0
+    workspaces: int = 0
+    tables: int = 0
+    graphs: int = 0
+    activations: int = 0
+
+    @property
+    def fixed(self) -> int:
+        return sum(astuple(self))
+
+
+def sampler_bytes(rows: int, vocab: int) -> int:
+    """Logits of ``rows`` sequences: 2-byte, their float copy, probabilities, and sorting scratch."""
+    return rows * vocab * (2 + 4 + 4 + 4)
+
+
+def context_bytes(service: Service, gpu: Gpu, catalog: Catalog) -> int:
+    """CUDA context of the service's process on ``gpu``, with NCCL where it spans several GPUs."""
+    context = from_gib(catalog.overhead("context", service.engine, "gib"))
+    if gpu.largest_context is not None:
+        context = min(context, gpu.largest_context)
+    return context + (from_gib(catalog.overhead("tensor_parallel", "gib")) if service.tensor_parallel > 1 else 0)

@@ -1,0 +1,77 @@
+"""What a planned service looks like as a container: arguments, ports, health check, volumes, dependencies.
+
+plan.json carries it, and ``templates/compose.yaml.j2`` prints it without deciding anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .declaration import MODEL_DIRECTORY
+from .engine_flags import Options, as_arguments
+from .placement import Placed
+from .units import GIB
+
+MODEL_CACHE = "/root/.cache/huggingface"
+# A cold start reads (at worst downloads) the weights and compiles kernels. Health may fail that long before it counts.
+START_BASE_S, START_PER_GIB_S = 600, 60
+
+
+def service_spec(
+    entry: Placed, roles: Options, before: Sequence[str], declaration: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Container settings of a placed service. ``roles``: options that the plan decides, by role."""
+    service = entry.service
+    settings = service.settings
+    return {
+        "container_name": service.container_name,
+        "container_port": service.container_port,
+        "bind_address": str(declaration.get("bind_address", "127.0.0.1")),
+        "gpu_request": str(declaration.get("gpu_request", "cdi")),
+        "entrypoint": list(settings["entrypoint"]),
+        "command": _command(entry, roles),
+        "environment": dict(service.environment),
+        "depends_on": list(before),
+        "volumes": _volumes(entry),
+        "healthcheck": {
+            "url": f"http://127.0.0.1:{service.container_port}{settings['health_path']}",
+            "interval_s": 15,
+            "timeout_s": int(settings["health_timeout_s"]),
+            "retries": 3,
+            "start_interval_s": 5,
+            "start_period_s": START_BASE_S + int(entry.law.weights * service.tensor_parallel / GIB) * START_PER_GIB_S,
+        },
+    }
+
+
+def _command(entry: Placed, roles: Options) -> list[str]:
+    service, flags = entry.service, entry.service.flags
+    model = {"model": service.model, "host": "0.0.0.0", "port": service.container_port}
+    if service.directory:
+        model["served_name"] = service.model.removeprefix(f"{MODEL_DIRECTORY}/")
+    declared = {
+        "kv_dtype": None if service.kv_cache_dtype == "auto" else service.kv_cache_dtype,
+        "dtype": service.dtype,
+        "quantization": service.quantization,
+        "tensor_parallel": service.tensor_parallel if service.tensor_parallel > 1 else None,
+        "revision": service.revision,
+        "trust_remote_code": service.trust_remote_code or None,
+    }
+    options = {
+        flags.name_for(role): value for role, value in {**model, **roles, **declared}.items() if value is not None
+    }
+    return as_arguments(flags, {**options, **entry.law.options})
+
+
+def _volumes(entry: Placed) -> list[dict[str, str]]:
+    """Named volumes for what is expensive to make again; a local model read-only."""
+    service = entry.service
+    volumes = [{"type": "volume", "source": "huggingface-cache", "target": MODEL_CACHE}]
+    for path in service.settings["cache_directories"]:
+        kind = path.rsplit("/", 1)[-1].lstrip(".")
+        source = f"{kind}-cache" if kind == service.engine else f"{service.engine}-{kind}-cache"
+        volumes.append({"type": "volume", "source": source, "target": path})
+    if service.directory:
+        volumes.append({"type": "bind", "source": service.directory, "target": service.model})
+    return volumes

@@ -1,0 +1,122 @@
+"""Control-node side of planning: load the catalogues, render what a plan looks like, write it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from ansible_collections.blackwell.serving.plugins.module_utils.catalog_view import Catalog
+from ansible_collections.blackwell.serving.plugins.module_utils.plan_report import report_view
+from ansible_collections.blackwell.serving.plugins.module_utils.plan_text import plan_text
+
+COLLECTION_ROOT = Path(__file__).resolve().parents[2]
+PLAN_FILE = "plan.json"
+RENDERED_FILES = ("compose.yaml", "plan.txt", "report.html")
+_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def _read(path: Path) -> Any:
+    with path.open(encoding="utf-8") as stream:
+        return yaml.load(stream, Loader=_YAML_LOADER)
+
+
+class _RecordedFlags(Mapping[tuple[str, str], Any]):
+    """catalog/engine_flags by (engine, version); a file is read when it is first needed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._paths = {}
+        for path in sorted(folder.glob("*-*.yml")):
+            engine, _, version = path.stem.partition("-")
+            self._paths[engine, version] = path
+        self._read = functools.lru_cache(maxsize=None)(_read)
+
+    def __getitem__(self, key: tuple[str, str]) -> Any:
+        return self._read(self._paths[key])
+
+    def __iter__(self) -> Any:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+
+@functools.lru_cache(maxsize=1)
+def load_catalog(root: Path = COLLECTION_ROOT) -> Catalog:
+    """The catalogues of this collection, read once per process."""
+    folder = root / "catalog"
+    subjects = ("gpus", "drivers", "images", "models", "overheads", "profiles")
+    return Catalog(
+        *(_read(folder / f"{subject}.yml") for subject in subjects), flags=_RecordedFlags(folder / "engine_flags")
+    )
+
+
+def _scalar(value: Any) -> str:
+    """A YAML scalar on one line, quoted only where it must be; ``$`` doubled, as Compose wants it."""
+    text = yaml.safe_dump(str(value).replace("$", "$$"), width=float("inf"), allow_unicode=True)
+    return text.removesuffix("...\n").strip()
+
+
+@functools.lru_cache(maxsize=1)
+def _templates() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(COLLECTION_ROOT / "templates"),
+        autoescape=lambda name: bool(name) and name.endswith(".html.j2"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["scalar"] = _scalar
+    return environment
+
+
+def render(plan: Mapping[str, Any]) -> dict[str, str]:
+    """File name -> content. A plan that does not fit has only its plan.json."""
+    files = {PLAN_FILE: json.dumps(plan, indent=2, ensure_ascii=False) + "\n"}
+    if plan["verdict"] == "fits":
+        templates = _templates()
+        files["compose.yaml"] = templates.get_template("compose.yaml.j2").render(plan=plan)
+        files["plan.txt"] = plan_text(plan)
+        files["report.html"] = templates.get_template("report.html.j2").render(plan=plan, report=report_view(plan))
+    return files
+
+
+def current_files(directory: Path) -> dict[str, str]:
+    """What is there now, of the files that this collection writes."""
+    found = {}
+    for name in (PLAN_FILE, *RENDERED_FILES):
+        try:
+            found[name] = (directory / name).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def write_files(directory: Path, files: Mapping[str, str], before: Mapping[str, str]) -> None:
+    """Write what differs, each file in one step, and remove what no longer belongs there."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in before:
+        if name not in files:
+            (directory / name).unlink(missing_ok=True)
+    for name, content in files.items():
+        if before.get(name) != content:
+            _replace(directory / name, content)
+
+
+def _replace(path: Path, content: str) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(content)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
