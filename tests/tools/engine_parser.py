@@ -249,6 +249,8 @@ def describe_option(
             option["negative_aliases"] = sorted(negative[1:])
     elif option["kind"] != "switch":
         option["type"] = type_name(conversion(action))
+        if option["type"] in ("int", "float") and accepts_none(action):
+            option["nullable"] = True
         if action.nargs == argparse.OPTIONAL:
             option["value_optional"] = True
         if isinstance(action.nargs, int):
@@ -297,6 +299,13 @@ def type_name(convert: Callable) -> str:
     if convert is json.loads:
         return "json"
     return "str" if convert.__name__ == "<lambda>" else convert.__name__
+
+
+def accepts_none(action: argparse.Action) -> bool:
+    try:
+        return action.type("None") is None
+    except (ValueError, TypeError, argparse.ArgumentTypeError):
+        return False
 
 
 def accepted_choices(parser: argparse.ArgumentParser, action: argparse.Action) -> list | None:

@@ -18,6 +18,7 @@ flags          one entry per option, under its first long spelling:
   choices          the accepted values, where the engine accepts no others
   negative         spelling that turns a toggle off; negative_aliases: more of them
   aliases          other spellings
+  nullable         true: an int or float that also takes the word None
   value_optional   true: the option may stand without its value
   count            number of values that a list must have
   repeatable       true: may be given several times, each adds a value

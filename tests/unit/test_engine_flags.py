@@ -125,13 +125,21 @@ def test_kind_of_option(describe, names, options, expected):
     assert described["retired"] == {}
 
 
+def optional(return_type: Callable) -> Callable:
+    """As vLLM wraps the conversion of an option that may be None."""
+
+    def convert(value: str):
+        return None if value == "None" else return_type(value)
+
+    return convert
+
+
+def test_number_or_none(describe):
+    described = describe("--x", type=optional(int))
+    assert described["flags"]["--x"] == {"kind": "value", "type": "int", "nullable": True}
+
+
 def test_choice_that_the_parser_itself_refuses_is_left_out(describe):
-    def optional(return_type):
-        def convert(value):
-            return None if value == "None" else return_type(value)
-
-        return convert
-
     described = describe("--x", choices=["a", "None"], type=optional(str))
     assert described["flags"]["--x"] == {"kind": "value", "type": "str", "choices": ["a"]}
 
