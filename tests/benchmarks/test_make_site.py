@@ -22,6 +22,10 @@ def test_make_site_in_a_fresh_copy_and_again(fresh_copy: Path, run_tool, timing)
     for line in (written / "plan.txt").read_text().splitlines():
         assert line.strip() in first.stdout
 
+    readme = (fresh_copy / "README.md").read_text()
+    shown = readme.partition("<!-- plan.txt of the example host -->\n```text\n")[2].partition("```")[0]
+    assert shown == (written / "plan.txt").read_text(), "README.md shows an older plan.txt"
+
     started = time.perf_counter()
     second = run_tool("make", "site", cwd=fresh_copy)
     timing("make site again", time.perf_counter() - started, limit=6)
