@@ -20,6 +20,7 @@ Timing = Callable[[str, float, float], None]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full-benchmarks", action="store_true", help="full sizes, and a time over its limit fails")
+    parser.addoption("--update-docs", action="store_true", help="rewrite the pages of docs/ that tests make")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -78,6 +79,14 @@ def ansible_playbook(run_tool: Run) -> Run:
         return run_tool("ansible-playbook", *arguments, **options)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def catalog():
+    """The catalogues as the planner gets them."""
+    from ansible_collections.blackwell.serving.plugins.plugin_utils.catalog_files import load_catalog
+
+    return load_catalog()
 
 
 @pytest.fixture

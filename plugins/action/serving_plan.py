@@ -11,13 +11,9 @@ from ansible.plugins.action import ActionBase
 from ansible_collections.blackwell.serving.plugins.module_utils.memory_plan import plan_host
 from ansible_collections.blackwell.serving.plugins.module_utils.plan_error import PlanError
 from ansible_collections.blackwell.serving.plugins.module_utils.plan_text import headline, plan_text
+from ansible_collections.blackwell.serving.plugins.plugin_utils.catalog_files import load_catalog
 from ansible_collections.blackwell.serving.plugins.plugin_utils.declared_variables import unknown_variables
-from ansible_collections.blackwell.serving.plugins.plugin_utils.plan_files import (
-    current_files,
-    load_catalog,
-    render,
-    write_files,
-)
+from ansible_collections.blackwell.serving.plugins.plugin_utils.plan_files import current_files, render, write_files
 
 ARGUMENTS = {
     "mode": {"type": "str", "choices": ["preview", "apply"], "default": "preview"},

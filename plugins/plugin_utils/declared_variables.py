@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 from ansible_collections.blackwell.serving.plugins.module_utils.plan_error import PlanError, did_you_mean
-from ansible_collections.blackwell.serving.plugins.plugin_utils.plan_files import COLLECTION_ROOT
+from ansible_collections.blackwell.serving.plugins.plugin_utils.catalog_files import COLLECTION_ROOT
 
 PREFIX = "serving_"
 

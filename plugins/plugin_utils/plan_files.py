@@ -1,4 +1,4 @@
-"""Control-node side of planning: load the catalogues, render what a plan looks like, write it."""
+"""The files that a plan becomes on the control node: rendered, compared, written."""
 
 from __future__ import annotations
 
@@ -12,49 +12,12 @@ from typing import Any
 
 import jinja2
 import yaml
-from ansible_collections.blackwell.serving.plugins.module_utils.catalog_view import Catalog
 from ansible_collections.blackwell.serving.plugins.module_utils.plan_report import report_view
 from ansible_collections.blackwell.serving.plugins.module_utils.plan_text import plan_text
+from ansible_collections.blackwell.serving.plugins.plugin_utils.catalog_files import COLLECTION_ROOT
 
-COLLECTION_ROOT = Path(__file__).resolve().parents[2]
 PLAN_FILE = "plan.json"
 RENDERED_FILES = ("compose.yaml", "plan.txt", "report.html")
-_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-def _read(path: Path) -> Any:
-    with path.open(encoding="utf-8") as stream:
-        return yaml.load(stream, Loader=_YAML_LOADER)
-
-
-class _RecordedFlags(Mapping[tuple[str, str], Any]):
-    """catalog/engine_flags by (engine, version); a file is read when it is first needed."""
-
-    def __init__(self, folder: Path) -> None:
-        self._paths = {}
-        for path in sorted(folder.glob("*-*.yml")):
-            engine, _, version = path.stem.partition("-")
-            self._paths[engine, version] = path
-        self._read = functools.lru_cache(maxsize=None)(_read)
-
-    def __getitem__(self, key: tuple[str, str]) -> Any:
-        return self._read(self._paths[key])
-
-    def __iter__(self) -> Any:
-        return iter(self._paths)
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-
-@functools.lru_cache(maxsize=1)
-def load_catalog(root: Path = COLLECTION_ROOT) -> Catalog:
-    """The catalogues of this collection, read once per process."""
-    folder = root / "catalog"
-    subjects = ("gpus", "drivers", "images", "models", "overheads", "profiles")
-    return Catalog(
-        *(_read(folder / f"{subject}.yml") for subject in subjects), flags=_RecordedFlags(folder / "engine_flags")
-    )
 
 
 def _scalar(value: Any) -> str:

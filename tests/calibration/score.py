@@ -1,0 +1,140 @@
+"""Score the planner on start-up logs (startup_logs.yml) and write the result as docs/accuracy.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ansible_collections.blackwell.serving.plugins.module_utils.catalog_view import Catalog
+from ansible_collections.blackwell.serving.plugins.module_utils.declaration import Gpu, catalogue_gpu, parse_services
+from ansible_collections.blackwell.serving.plugins.module_utils.engines import EngineMemory, engine_memory
+from ansible_collections.blackwell.serving.plugins.module_utils.engines.sglang import granted_tokens
+from ansible_collections.blackwell.serving.plugins.module_utils.units import GIB, from_gib
+
+LOGS = Path(__file__).with_name("startup_logs.yml")
+KV_SHARE, KV_GIB = 0.05, 0.25
+TOKEN_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class Score:
+    """Planned against measured, for one start. Sizes in GiB; None where the log has no figure."""
+
+    row: Mapping[str, Any]
+    weights: float
+    law_tokens: int | None
+    tokens: int
+    kv: float
+    free_after_start: float | None
+
+    @property
+    def measured(self) -> Mapping[str, Any]:
+        return self.row["measured"]
+
+    @property
+    def law_error(self) -> float | None:
+        """Relative error of the tokens when free memory, weights and fraction are the log's own."""
+        return None if self.law_tokens is None else self.law_tokens / self.measured["tokens"] - 1
+
+    @property
+    def kv_error(self) -> float:
+        """Error of the KV pool in GiB when weights come from config.json."""
+        return self.kv - self.measured["kv"]
+
+    @property
+    def kv_tolerance(self) -> float:
+        return max(KV_GIB, KV_SHARE * self.measured["kv"])
+
+
+def load_logs() -> dict[str, Any]:
+    return yaml.safe_load(LOGS.read_text(encoding="utf-8"))
+
+
+def row_memory(row: Mapping[str, Any], catalog: Catalog) -> EngineMemory:
+    """Sizes of the row's service on the row's card."""
+    gpu = catalogue_gpu(0, row["gpu"], catalog, from_gib(row["total"]))
+    several = [Gpu(**{**vars(gpu), "index": index}) for index in range(row["service"].get("tensor_parallel", 1))]
+    service = parse_services([{"name": "row", "port": 8000, **row["service"]}], catalog, several)[0]
+    return engine_memory(service, gpu, catalog)
+
+
+def granted(row: Mapping[str, Any], law: EngineMemory) -> int:
+    """Tokens that the law grants with the row's flags; weights from config.json, free memory from the log if it has it."""
+    if law.service.engine == "vllm":
+        return law.granted(law.gpu.total, row["fraction"], None)
+    free = from_gib(row["free"]) if "free" in row else law.gpu.total - law.footprint.context
+    return law.granted(free, row["fraction"], row.get("cap"))
+
+
+def score(row: Mapping[str, Any], catalog: Catalog) -> Score:
+    law = row_memory(row, catalog)
+    tokens, measured = granted(row, law), row["measured"]
+    law_tokens = left = None
+    if law.service.engine == "sglang":
+        law_tokens = granted_tokens(
+            row["free"] * GIB, measured["weights"] * GIB, row["fraction"], law.cell, cap=row.get("cap"), page=law.page
+        )
+        footprint = law.footprint
+        first = from_gib(catalog.overhead("sglang", "first_request", "gib"))
+        taken = footprint.fixed - footprint.context - footprint.activations - first + law.pool_bytes(measured["tokens"])
+        left = row["free"] - taken / GIB
+    weights = law.weights if law.service.engine == "sglang" else law.profiled_weights
+    return Score(row, weights / GIB, law_tokens, tokens, tokens * law.cell / GIB, left)
+
+
+def accuracy_page(catalog: Catalog) -> str:
+    """docs/accuracy.md."""
+    logs = load_logs()
+    scores = [score(row, catalog) for row in logs["rows"] if "measured" in row]
+    lines = [
+        "# How accurate is the plan?",
+        "",
+        "    make test          # scores the planner again; this page is its output",
+        "",
+        "Every row is a start of a real engine whose log is known. All sizes are GiB. None of the cards is planned by hand:",
+        "weights, KV and the rest come from `config.json`, the catalogue and the law of the engine's version. Hopper and Ada",
+        "are not Blackwell: what was measured there shows that the law holds, not what a Blackwell card's context takes.",
+        "",
+        "**Tokens by the law**: free memory, weights and fraction as the log gives them; within "
+        f"{TOKEN_SHARE:.0%} is required.",
+        "**KV from config.json**: weights worked out, not read; the larger of "
+        f"{KV_SHARE:.0%} and {KV_GIB} GiB is allowed.",
+        "",
+        "| | engine, model | GPU | fraction | weights: planned / measured | tokens by the law / measured | error |"
+        " KV from config.json / measured | error |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for result in scores:
+        row, measured = result.row, result.measured
+        law = "" if result.law_tokens is None else f"{result.law_tokens:,} / {measured['tokens']:,}"
+        law_error = "" if result.law_error is None else f"{result.law_error:+.2%}"
+        lines.append(
+            f"| {row['id']} | {row['service']['engine']}, {_model(row)} | {row['gpu']} | {row['fraction']} "
+            f"| {result.weights:.2f} / {measured['weights']:.2f} | {law} | {law_error} "
+            f"| {result.kv:.2f} / {measured['kv']:.2f} | {result.kv_error:+.2f} |"
+        )
+    lines += ["", "What is left after start-up (SGLang logs it as `available_gpu_mem`), with workspaces, tables and graphs:", ""]
+    lines += ["| | planned | measured | error |", "|---|---|---|---|"]
+    for result in scores:
+        if result.free_after_start is not None and "left" in result.measured:
+            left = result.measured["left"]
+            lines.append(f"| {result.row['id']} | {result.free_after_start:.2f} | {left:.2f} | {result.free_after_start - left:+.2f} |")
+    refused = [row for row in logs["rows"] if row.get("refused")]
+    lines += ["", "Starts that failed, and that the planner refuses:", ""]
+    lines += [f"- {row['id']}: {row['service']['engine']}, {_model(row)}, fraction {row['fraction']}" for row in refused]
+    lines += ["", "Not reproducible, for lack of a figure:", ""]
+    lines += [f"- {entry['about']}: {entry['missing']}" for entry in logs["not_reproducible"]]
+    lines += ["", "Rows", "----", ""]
+    for row in logs["rows"]:
+        about = f"; {row['about']}" if "about" in row else ""
+        lines.append(f"- {row['id']}: {logs['sources'][row['source']]}{about}")
+    lines += ["", "Constants that no formula gives stand in `catalog/overheads.yml`, each with the measurement it comes from.", ""]
+    return "\n".join(lines)
+
+
+def _model(row: Mapping[str, Any]) -> str:
+    model = row["service"]["model"]
+    return model["name"] if isinstance(model, Mapping) else model
