@@ -15,7 +15,7 @@ export LC_ALL := C.UTF-8
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help site test lint bench locks clean
+.PHONY: help site test lint bench docs locks clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ lint: venv-test  ## Run the linters alone
 
 bench: venv-test  ## Time the planner, 100 hosts and a second make site
 	@$(PYTEST) tests/benchmarks -s --full-benchmarks
+
+docs: site venv-test  ## Write again what is generated in README.md and roles/*/README.md
+	@python tests/tools/readmes.py
 
 locks: venv-test  ## Renew requirements/*.lock from requirements/*.in
 	@tools/renew_locks

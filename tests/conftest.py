@@ -1,5 +1,6 @@
 """What tests share: the repository, its command lines, a real Docker Compose, a browser, timings."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -87,6 +88,15 @@ def catalog():
     from ansible_collections.blackwell.serving.plugins.plugin_utils.catalog_files import load_catalog
 
     return load_catalog()
+
+
+@pytest.fixture(scope="session")
+def readmes():
+    """The module tests/tools/readmes.py."""
+    spec = importlib.util.spec_from_file_location("readmes", REPO_ROOT / "tests/tools/readmes.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The collection as a thing to hold: specifications, packaging, and what may not stand in it."""
 
-import importlib.util
 import os
 import re
 from pathlib import Path
@@ -40,13 +39,9 @@ def test_defaults_are_those_of_the_specification(role: Path):
 
 
 @pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
-def test_readme_is_written_from_the_specification(role: Path):
-    tool = REPO_ROOT / "tests/tools/role_readme.py"
-    spec = importlib.util.spec_from_file_location("role_readme", tool)
-    role_readme = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(role_readme)
+def test_readme_is_written_from_the_specification(role: Path, readmes):
     readme = (role / "README.md").read_text("utf-8")
-    assert readme == role_readme.updated(readme, load_yaml(role / "meta/argument_specs.yml")), f"run {tool.name}"
+    assert readme == readmes.with_variables(readme, load_yaml(role / "meta/argument_specs.yml")), "run make docs"
 
 
 @pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
