@@ -35,8 +35,9 @@ lint: venv-test  ## Run the linters alone
 bench: venv-test  ## Time the planner, 100 hosts and a second make site
 	@$(PYTEST) tests/benchmarks -s --full-benchmarks
 
-docs: site venv-test  ## Write again what is generated in README.md and roles/*/README.md
+docs: site venv-test  ## Write again what is generated in README.md, roles/*/README.md and docs/
 	@python tests/tools/readmes.py
+	@$(PYTEST) -q tests/unit/test_calibration.py --update-docs
 
 locks: venv-test  ## Renew requirements/*.lock from requirements/*.in
 	@tools/renew_locks
