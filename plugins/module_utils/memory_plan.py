@@ -83,7 +83,8 @@ def _placed(services: Sequence[Service], gpus: Sequence[Gpu], laws: Laws) -> lis
 def _does_not_fit(services: Sequence[Service], gpus: Sequence[Gpu], laws: Laws) -> list[PlanError]:
     missing = shortfall(services, gpus, laws)
     where = ", ".join(
-        f"{size / GIB:.2f} GiB short on GPU {index} ({gpus[index].product}, {gpus[index].budget / GIB:.2f} GiB to plan with)"
+        f"{size / GIB:.2f} GiB short on GPU {index} "
+        f"({gpus[index].product}, {gpus[index].budget / GIB:.2f} GiB to plan with)"
         for index, size in missing.items()
     )
     summary = PlanError(

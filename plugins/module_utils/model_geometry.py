@@ -16,9 +16,11 @@ from typing import Any
 from .cuda_allocator import reserved_bytes
 from .plan_error import PlanError
 from .quantization import Quantization, quantization_of
+from .units import round_up
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 VOCAB_PADDING = 64
+MXFP4_TILE = 256  # vllm 0.24.0, fused_moe/oracle/mxfp4.py: hidden and intermediate sizes are rounded up to it
 
 GATED, UNGATED = "gated", "ungated"
 # architecture -> how its decoder layers are built
@@ -185,10 +187,13 @@ class ModelGeometry:
         ``loaded`` overrides the checkpoint's quantization (weights quantised while loading).
         """
         quantization = loaded or self.quantization
-        return [
-            quantization.linear_bytes(size, self.dtype_bytes) if linear else size * self.dtype_bytes
-            for size, linear in _tensors(self.config, self.architecture, self.family, tp)
-        ]
+        tensors: list[int] = []
+        for elements, linear in _tensors(self.config, self.architecture, self.family, tp):
+            if linear:
+                tensors += quantization.linear_tensors(elements, self.dtype_bytes)
+            else:
+                tensors.append(elements * self.dtype_bytes)
+        return tensors
 
     def absorbed_bytes(self, tp: int) -> int:
         """MLA keeps per-head copies of kv_b_proj (w_kc, w_vc) beside it, in the model's dtype."""
@@ -197,6 +202,15 @@ class ModelGeometry:
         per_head = _count(self.config, "qk_nope_head_dim") + _count(self.config, "v_head_dim")
         copies = self.heads // tp * per_head * _count(self.config, "kv_lora_rank")
         return len(_layer_kinds(self.config, self.architecture, self.family)) * copies * self.dtype_bytes
+
+    def padding_bytes(self, tp: int) -> int:
+        """MXFP4 experts are padded to whole tiles when they are loaded, in both dimensions."""
+        if self.quantization.method != "mxfp4":
+            return 0
+        hidden, width = self.hidden, _expert_width(self.config) // tp
+        padded = round_up(hidden, MXFP4_TILE) * round_up(width, MXFP4_TILE) - hidden * width
+        matrices = 3 * _experts(self.config) * sum(layers.count for layers in self.attention)
+        return matrices * sum(self.quantization.linear_tensors(padded, self.dtype_bytes))
 
     def weight_bytes(
         self,
@@ -216,7 +230,8 @@ class ModelGeometry:
         if self.published_weights and loaded is None and (self.quantization.method or self.multimodal):
             held = self.published_weights // tp
         unused = count(tensors) - sum(tensors)
-        return held + unused + self.absorbed_bytes(tp) + self.rotary_bytes(rotary_element)
+        extra = self.absorbed_bytes(tp) + self.padding_bytes(tp) + self.rotary_bytes(rotary_element)
+        return held + unused + extra
 
 
 def geometry_of(name: str, entry: Mapping[str, Any], dtype: str | None = None) -> ModelGeometry:
@@ -301,8 +316,14 @@ def _build(
         multimodal="vision_config" in entry["config"],
         quantization=quantization_of(name, config),
         config=config,
-        published_weights=entry.get("weights_bytes"),
+        published_weights=_loaded_bytes(entry),
     )
+
+
+def _loaded_bytes(entry: Mapping[str, Any]) -> int | None:
+    """Published size less what engines do not load, such as layers for multi-token prediction."""
+    published = entry.get("weights_bytes")
+    return None if published is None else published - entry.get("unloaded_bytes", 0)
 
 
 def head_dim(config: Mapping[str, Any]) -> int:

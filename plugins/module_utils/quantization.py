@@ -16,23 +16,29 @@ from .plan_error import PlanError
 
 @dataclass(frozen=True)
 class Quantization:
-    """``bits`` per weight of a linear layer, its scales included; ``method`` None: not quantised.
-
-    ``fp8_kv``: the checkpoint declares an FP8 KV cache, which engines use for dtype ``auto``.
+    """``bits`` per weight of a linear layer; ``scale_bits`` per weight for scales and zero points, which engines keep in
+    tensors of their own; ``method`` None: not quantised. ``fp8_kv``: the checkpoint declares an FP8 KV cache, which
+    engines use for dtype ``auto``.
     """
 
     method: str | None = None
     bits: float | None = None
+    scale_bits: float = 0.0
     fp8_kv: bool = False
 
-    def linear_bytes(self, elements: int, dtype_bytes: int) -> int:
-        return elements * dtype_bytes if self.bits is None else int(elements * self.bits / 8)
+    def linear_tensors(self, elements: int, dtype_bytes: int) -> list[int]:
+        """Bytes of the tensors that hold a linear layer of ``elements`` weights."""
+        if self.bits is None:
+            return [elements * dtype_bytes]
+        tensors = [int(elements * self.bits / 8)]
+        if self.scale_bits:
+            tensors.append(int(elements * self.scale_bits / 8))
+        return tensors
 
 
-def _grouped(bits: int, group: int, zero_points: bool) -> float:
-    if group <= 0:
-        return float(bits)
-    return bits + (16 + (bits if zero_points else 0)) / group
+def _group_scale_bits(bits: int, group: int, zero_points: bool) -> float:
+    """A 16-bit scale, and a zero point as wide as a weight, for each group; none for whole columns."""
+    return (16 + (bits if zero_points else 0)) / group if group > 0 else 0.0
 
 
 def quantization_of(name: str, config: Mapping[str, Any]) -> Quantization:
@@ -45,11 +51,11 @@ def quantization_of(name: str, config: Mapping[str, Any]) -> Quantization:
     method = str(declared.get("quant_method", "")).lower()
     if method in ("awq", "gptq"):
         bits, group = int(declared["bits"]), int(declared.get("group_size", 128))
-        return Quantization(method, _grouped(bits, group, zero_points=True))
+        return Quantization(method, bits, _group_scale_bits(bits, group, zero_points=True))
     if method == "fp8":
-        return Quantization(method, 8 + 32 / (128 * 128))
+        return Quantization(method, 8, 32 / (128 * 128))
     if method == "mxfp4":
-        return Quantization(method, 4.25)
+        return Quantization(method, 4, 8 / 32)
     if method == "modelopt":
         return _modelopt(name, declared)
     if method == "compressed-tensors":
@@ -62,30 +68,28 @@ def _modelopt(name: str, declared: Mapping[str, Any]) -> Quantization:
     algorithm = str(inner.get("quant_algo", "")).upper()
     kv = str(inner.get("kv_cache_quant_algo") or "").upper() == "FP8" or bool(inner.get("kv_cache_scheme"))
     if algorithm == "FP8":
-        return Quantization("modelopt", 8.0, kv)
+        return Quantization("modelopt", 8, fp8_kv=kv)
     if algorithm == "NVFP4":
-        return Quantization("modelopt_fp4", 4.5, kv)
+        return Quantization("modelopt_fp4", 4, 8 / 16, kv)
     raise _unknown(name, f"modelopt {algorithm}")
 
 
 def _compressed_tensors(name: str, declared: Mapping[str, Any]) -> Quantization:
     kv = bool(declared.get("kv_cache_scheme"))
-    widest = 0.0
-    for group in declared["config_groups"].values():
-        weights = group["weights"]
-        bits, size = int(weights["num_bits"]), int(weights.get("group_size") or 0)
-        if weights.get("type") == "float" and bits == 4:
-            widest = max(widest, 4 + 8 / (size or 16))
-        else:
-            widest = max(widest, _grouped(bits, size, zero_points=not weights.get("symmetric", True)))
-    if not widest:
+    groups = [group["weights"] for group in declared["config_groups"].values()]
+    if not groups:
         raise _unknown(name, "compressed-tensors without config_groups")
-    return Quantization("compressed-tensors", widest, kv)
+    widest = max(groups, key=lambda weights: int(weights["num_bits"]))
+    bits, size = int(widest["num_bits"]), int(widest.get("group_size") or 0)
+    if widest.get("type") == "float" and bits == 4:
+        return Quantization("compressed-tensors", bits, 8 / (size or 16), kv)
+    zero_points = not widest.get("symmetric", True)
+    return Quantization("compressed-tensors", bits, _group_scale_bits(bits, size, zero_points), kv)
 
 
 def quantized_on_load(flag: str) -> Quantization | None:
     """What ``--quantization FLAG`` does to a checkpoint that is not quantised, or None if it is not sized here."""
-    return {"fp8": Quantization("fp8", 8.0)}.get(flag)
+    return {"fp8": Quantization("fp8", 8)}.get(flag)
 
 
 def _unknown(name: str, method: str) -> PlanError:

@@ -28,6 +28,7 @@ class Score:
     law_tokens: int | None
     tokens: int
     kv: float
+    measured_kv: float
     free_after_start: float | None
 
     @property
@@ -42,11 +43,11 @@ class Score:
     @property
     def kv_error(self) -> float:
         """Error of the KV pool in GiB when weights come from config.json."""
-        return self.kv - self.measured["kv"]
+        return self.kv - self.measured_kv
 
     @property
     def kv_tolerance(self) -> float:
-        return max(KV_GIB, KV_SHARE * self.measured["kv"])
+        return max(KV_GIB, KV_SHARE * self.measured_kv)
 
 
 def load_logs() -> dict[str, Any]:
@@ -82,7 +83,8 @@ def score(row: Mapping[str, Any], catalog: Catalog) -> Score:
         taken = footprint.fixed - footprint.context - footprint.activations - first + law.pool_bytes(measured["tokens"])
         left = row["free"] - taken / GIB
     weights = law.weights if law.service.engine == "sglang" else law.profiled_weights
-    return Score(row, weights / GIB, law_tokens, tokens, tokens * law.cell / GIB, left)
+    measured_kv = measured.get("kv", measured["tokens"] * law.cell / GIB)
+    return Score(row, weights / GIB, law_tokens, tokens, tokens * law.cell / GIB, measured_kv, left)
 
 
 def accuracy_page(catalog: Catalog) -> str:
@@ -113,26 +115,42 @@ def accuracy_page(catalog: Catalog) -> str:
         law_error = "" if result.law_error is None else f"{result.law_error:+.2%}"
         lines.append(
             f"| {row['id']} | {row['service']['engine']}, {_model(row)} | {row['gpu']} | {row['fraction']} "
-            f"| {result.weights:.2f} / {measured['weights']:.2f} | {law} | {law_error} "
-            f"| {result.kv:.2f} / {measured['kv']:.2f} | {result.kv_error:+.2f} |"
+            f"| {result.weights:.2f} / {_known(measured, 'weights')} | {law} | {law_error} "
+            f"| {result.kv:.2f} / {result.measured_kv:.2f} | {result.kv_error:+.2f} |"
         )
-    lines += ["", "What is left after start-up (SGLang logs it as `available_gpu_mem`), with workspaces, tables and graphs:", ""]
+    lines += [
+        "",
+        "What is left after start-up (SGLang logs it as `available_gpu_mem`), with workspaces, tables and graphs:",
+        "",
+    ]
     lines += ["| | planned | measured | error |", "|---|---|---|---|"]
     for result in scores:
         if result.free_after_start is not None and "left" in result.measured:
             left = result.measured["left"]
-            lines.append(f"| {result.row['id']} | {result.free_after_start:.2f} | {left:.2f} | {result.free_after_start - left:+.2f} |")
+            lines.append(
+                f"| {result.row['id']} | {result.free_after_start:.2f} | {left:.2f} | {result.free_after_start - left:+.2f} |"
+            )
     refused = [row for row in logs["rows"] if row.get("refused")]
     lines += ["", "Starts that failed, and that the planner refuses:", ""]
-    lines += [f"- {row['id']}: {row['service']['engine']}, {_model(row)}, fraction {row['fraction']}" for row in refused]
+    lines += [
+        f"- {row['id']}: {row['service']['engine']}, {_model(row)}, fraction {row['fraction']}" for row in refused
+    ]
     lines += ["", "Not reproducible, for lack of a figure:", ""]
     lines += [f"- {entry['about']}: {entry['missing']}" for entry in logs["not_reproducible"]]
     lines += ["", "Rows", "----", ""]
     for row in logs["rows"]:
         about = f"; {row['about']}" if "about" in row else ""
         lines.append(f"- {row['id']}: {logs['sources'][row['source']]}{about}")
-    lines += ["", "Constants that no formula gives stand in `catalog/overheads.yml`, each with the measurement it comes from.", ""]
+    lines += [
+        "",
+        "Constants that no formula gives stand in `catalog/overheads.yml`, each with the measurement it comes from.",
+        "",
+    ]
     return "\n".join(lines)
+
+
+def _known(measured: Mapping[str, Any], key: str) -> str:
+    return f"{measured[key]:.2f}" if key in measured else "-"
 
 
 def _model(row: Mapping[str, Any]) -> str:

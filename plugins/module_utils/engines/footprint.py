@@ -27,8 +27,8 @@ class Footprint:
 
 
 def sampler_bytes(rows: int, vocab: int) -> int:
-    """Logits of ``rows`` sequences: 2-byte, their float copy, probabilities, and sorting scratch."""
-    return rows * vocab * (2 + 4 + 4 + 4)
+    """Logits of ``rows`` sequences: in 2 bytes, their float32 copy, and probabilities."""
+    return rows * vocab * (2 + 4 + 4)
 
 
 def context_bytes(service: Service, gpu: Gpu, catalog: Catalog) -> int:
@@ -37,3 +37,8 @@ def context_bytes(service: Service, gpu: Gpu, catalog: Catalog) -> int:
     if gpu.largest_context is not None:
         context = min(context, gpu.largest_context)
     return context + (from_gib(catalog.overhead("tensor_parallel", "gib")) if service.tensor_parallel > 1 else 0)
+
+
+def loading_bytes(service: Service, catalog: Catalog) -> int:
+    """What a checkpoint that is quantised while it is loaded leaves beside its tensors."""
+    return from_gib(catalog.overhead("quantized_while_loading", "gib")) if service.loaded_as else 0

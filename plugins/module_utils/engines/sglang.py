@@ -20,7 +20,7 @@ from ..cuda_allocator import buffer_bytes
 from ..declaration import Gpu, Service
 from ..engine_flags import Options
 from ..units import ceil3, from_gib, round_down, round_up
-from .footprint import Footprint, context_bytes, sampler_bytes
+from .footprint import Footprint, context_bytes, loading_bytes, sampler_bytes
 
 ROTARY_ELEMENT = 4  # float32 tables (srt/layers/rotary_embedding/base.py)
 CONV_ELEMENT = 2  # bfloat16 (srt/configs/mamba_utils.py)
@@ -138,7 +138,8 @@ class SglangMemory:
     def weights(self) -> int:
         if self.service.weights is not None:
             return self.service.weights
-        return self.geometry.weight_bytes(self.tp, ROTARY_ELEMENT, self.service.loaded_as)
+        loaded = self.geometry.weight_bytes(self.tp, ROTARY_ELEMENT, self.service.loaded_as)
+        return loaded + loading_bytes(self.service, self.catalog)
 
     @cached_property
     def multimodal(self) -> int:

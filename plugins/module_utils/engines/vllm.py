@@ -21,7 +21,7 @@ from ..declaration import Gpu, Service
 from ..engine_flags import Options
 from ..model_geometry import StateLayers
 from ..units import ceil3, from_gib
-from .footprint import Footprint, context_bytes, sampler_bytes
+from .footprint import Footprint, context_bytes, loading_bytes, sampler_bytes
 
 BLOCK = 16  # tokens per KV block
 
@@ -77,6 +77,8 @@ class VllmMemory:
     def blocks(self) -> KvBlocks:
         """Groups of equal layer count share blocks: ``_get_kv_cache_groups_uniform_page_size``."""
         context, element = self.service.context_length, self.service.kv_element
+        since = version_tuple(str(self.service.settings["two_batches_in_flight_since"]))
+        in_flight = self.chunk * (2 if version_tuple(self.service.image.engine_version) >= since else 1)
         kinds = [
             (layers.count, layers.row_elements(self.tp) * element, layers.window) for layers in self.geometry.attention
         ]
@@ -93,7 +95,7 @@ class VllmMemory:
             group = max(counts)
         per_request = 0
         for count, _, window in kinds:
-            tokens = context if window is None else min(window - 1 + self.chunk, context)
+            tokens = context if window is None else min(window - 1 + in_flight, context)
             needed = -(-tokens // block_tokens) + (1 if window is not None else 0)
             per_request += -(-count // group) * needed
         per_state = 0
@@ -156,14 +158,16 @@ class VllmMemory:
         """As the allocator holds them."""
         if self.service.weights is not None:
             return self.service.weights
-        return self.geometry.weight_bytes(self.tp, self.geometry.dtype_bytes, self.service.loaded_as)
+        loaded = self.geometry.weight_bytes(self.tp, self.geometry.dtype_bytes, self.service.loaded_as)
+        return loaded + loading_bytes(self.service, self.catalog)
 
     @cached_property
     def profiled_weights(self) -> int:
         """As vLLM counts them: what PyTorch reports as allocated."""
         if self.service.weights is not None:
             return self.service.weights
-        return self.geometry.weight_bytes(self.tp, self.geometry.dtype_bytes, self.service.loaded_as, allocated_bytes)
+        loaded = self.geometry.weight_bytes(self.tp, self.geometry.dtype_bytes, self.service.loaded_as, allocated_bytes)
+        return loaded + loading_bytes(self.service, self.catalog)
 
     @cached_property
     def footprint(self) -> Footprint:
