@@ -16,8 +16,8 @@ from .plan_error import PlanError
 
 @dataclass(frozen=True)
 class Quantization:
-    """``bits`` per weight of a linear layer; ``scale_bits`` per weight for scales and zero points, which engines keep in
-    tensors of their own; ``method`` None: not quantised. ``fp8_kv``: the checkpoint declares an FP8 KV cache, which
+    """``bits`` per weight of a linear layer; ``scale_bits`` per weight for scales and zero points, which are tensors of
+    their own; ``method`` None: not quantised. ``fp8_kv``: the checkpoint declares an FP8 KV cache, which
     engines use for dtype ``auto``.
     """
 

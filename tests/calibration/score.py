@@ -29,7 +29,7 @@ class Score:
     tokens: int
     kv: float
     measured_kv: float
-    free_after_start: float | None
+    left: float | None
 
     @property
     def measured(self) -> Mapping[str, Any]:
@@ -63,7 +63,7 @@ def row_memory(row: Mapping[str, Any], catalog: Catalog) -> EngineMemory:
 
 
 def granted(row: Mapping[str, Any], law: EngineMemory) -> int:
-    """Tokens that the law grants with the row's flags; weights from config.json, free memory from the log if it has it."""
+    """Tokens that the law grants with the row's flags: weights from config.json, free memory from the log."""
     if law.service.engine == "vllm":
         return law.granted(law.gpu.total, row["fraction"], None)
     free = from_gib(row["free"]) if "free" in row else law.gpu.total - law.footprint.context
@@ -87,70 +87,66 @@ def score(row: Mapping[str, Any], catalog: Catalog) -> Score:
     return Score(row, weights / GIB, law_tokens, tokens, tokens * law.cell / GIB, measured_kv, left)
 
 
+INTRODUCTION = """\
+# How accurate is the plan?
+
+    make test          # scores the planner again; this page is its output
+
+Every row is a start of a real engine whose log is known. All sizes are GiB. Nothing is tuned to a row: weights, KV and
+the rest come from `config.json`, the catalogue and the law of the engine's version. Hopper, Ada and Ampere are not
+Blackwell: rows from there show that the law holds, not what a process takes on a Blackwell card. Rows F1 to F9 are
+Blackwell.
+"""
+START_UP = """
+| | engine, model | GPU | fraction | weights: planned / measured | tokens by the law / measured | error \
+| KV from config.json / measured | error |
+|---|---|---|---|---|---|---|---|---|
+"""
+
+
 def accuracy_page(catalog: Catalog) -> str:
     """docs/accuracy.md."""
     logs = load_logs()
     scores = [score(row, catalog) for row in logs["rows"] if "measured" in row]
-    lines = [
-        "# How accurate is the plan?",
-        "",
-        "    make test          # scores the planner again; this page is its output",
-        "",
-        "Every row is a start of a real engine whose log is known. All sizes are GiB. None of the cards is planned by hand:",
-        "weights, KV and the rest come from `config.json`, the catalogue and the law of the engine's version. Hopper and Ada",
-        "are not Blackwell: what was measured there shows that the law holds, not what a Blackwell card's context takes.",
-        "",
-        "**Tokens by the law**: free memory, weights and fraction as the log gives them; within "
-        f"{TOKEN_SHARE:.0%} is required.",
-        "**KV from config.json**: weights worked out, not read; the larger of "
-        f"{KV_SHARE:.0%} and {KV_GIB} GiB is allowed.",
-        "",
-        "| | engine, model | GPU | fraction | weights: planned / measured | tokens by the law / measured | error |"
-        " KV from config.json / measured | error |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for result in scores:
-        row, measured = result.row, result.measured
-        law = "" if result.law_tokens is None else f"{result.law_tokens:,} / {measured['tokens']:,}"
-        law_error = "" if result.law_error is None else f"{result.law_error:+.2%}"
-        lines.append(
-            f"| {row['id']} | {row['service']['engine']}, {_model(row)} | {row['gpu']} | {row['fraction']} "
-            f"| {result.weights:.2f} / {_known(measured, 'weights')} | {law} | {law_error} "
-            f"| {result.kv:.2f} / {result.measured_kv:.2f} | {result.kv_error:+.2f} |"
-        )
-    lines += [
-        "",
-        "What is left after start-up (SGLang logs it as `available_gpu_mem`), with workspaces, tables and graphs:",
-        "",
-    ]
-    lines += ["| | planned | measured | error |", "|---|---|---|---|"]
-    for result in scores:
-        if result.free_after_start is not None and "left" in result.measured:
-            left = result.measured["left"]
-            lines.append(
-                f"| {result.row['id']} | {result.free_after_start:.2f} | {left:.2f} | {result.free_after_start - left:+.2f} |"
-            )
+    requirements = f"""
+**Tokens by the law**: free memory, weights and fraction as the log gives them; within {TOKEN_SHARE:.0%} is required.
+**KV from config.json**: weights worked out, not read; the larger of {KV_SHARE:.0%} and {KV_GIB} GiB is allowed.
+"""
     refused = [row for row in logs["rows"] if row.get("refused")]
+    lines = [_start_up_row(result) for result in scores]
+    lines += ["", "What is left after start-up (`available_gpu_mem`), with workspaces, tables and graphs:", ""]
+    lines += ["| | planned | measured | error |", "|---|---|---|---|"]
+    lines += [_left_row(result) for result in scores if result.left is not None and "left" in result.measured]
     lines += ["", "Starts that failed, and that the planner refuses:", ""]
     lines += [
         f"- {row['id']}: {row['service']['engine']}, {_model(row)}, fraction {row['fraction']}" for row in refused
     ]
     lines += ["", "Not reproducible, for lack of a figure:", ""]
     lines += [f"- {entry['about']}: {entry['missing']}" for entry in logs["not_reproducible"]]
-    lines += ["", "Rows", "----", ""]
-    for row in logs["rows"]:
-        about = f"; {row['about']}" if "about" in row else ""
-        lines.append(f"- {row['id']}: {logs['sources'][row['source']]}{about}")
-    lines += [
-        "",
-        "Constants that no formula gives stand in `catalog/overheads.yml`, each with the measurement it comes from.",
-        "",
-    ]
-    return "\n".join(lines)
+    lines += ["", "## Where the rows come from", ""]
+    for source, about in logs["sources"].items():
+        rows = [row for row in logs["rows"] if row["source"] == source]
+        lines.append(f"- {', '.join(row['id'] for row in rows)}: {about}")
+        lines += [f"  - {row['id']}: {row['about']}" for row in rows if "about" in row]
+    lines += ["", "Constants that no formula gives stand in `catalog/overheads.yml`, each with its measurement.", ""]
+    return INTRODUCTION + requirements + START_UP + "\n".join(lines)
 
 
-def _known(measured: Mapping[str, Any], key: str) -> str:
-    return f"{measured[key]:.2f}" if key in measured else "-"
+def _start_up_row(result: Score) -> str:
+    row, measured = result.row, result.measured
+    law = law_error = ""
+    if result.law_tokens is not None:
+        law = f"{result.law_tokens:,} / {measured['tokens']:,}"
+        law_error = f"{result.law_error:+.2%}"
+    weights = f"{result.weights:.2f} / " + (f"{measured['weights']:.2f}" if "weights" in measured else "-")
+    kv = f"{result.kv:.2f} / {result.measured_kv:.2f} | {result.kv_error:+.2f}"
+    what = f"{row['service']['engine']}, {_model(row)} | {row['gpu']} | {row['fraction']}"
+    return f"| {row['id']} | {what} | {weights} | {law} | {law_error} | {kv} |"
+
+
+def _left_row(result: Score) -> str:
+    measured = result.measured["left"]
+    return f"| {result.row['id']} | {result.left:.2f} | {measured:.2f} | {result.left - measured:+.2f} |"
 
 
 def _model(row: Mapping[str, Any]) -> str:
