@@ -130,3 +130,15 @@ def test_changelog_has_this_version(run_tool):
     assert linted.returncode == 0, linted.stdout + linted.stderr
     version = load_yaml(REPO_ROOT / "galaxy.yml")["version"]
     assert version in load_yaml(REPO_ROOT / "changelogs/changelog.yaml")["releases"]
+
+
+def test_links_between_pages_lead_somewhere(run_tool):
+    pages = run_tool("git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md").stdout.splitlines()
+    assert "README.md" in pages
+    dead = [
+        f"{page}: {target}"
+        for page in pages
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", (REPO_ROOT / page).read_text("utf-8"))
+        if "://" not in target and not (REPO_ROOT / page).parent.joinpath(target).exists()
+    ]
+    assert not dead
