@@ -41,7 +41,8 @@ def test_defaults_are_those_of_the_specification(role: Path):
 @pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
 def test_readme_is_written_from_the_specification(role: Path, readmes):
     readme = (role / "README.md").read_text("utf-8")
-    assert readme == readmes.with_variables(readme, load_yaml(role / "meta/argument_specs.yml")), "run make docs"
+    older = readme != readmes.with_variables(readme, load_yaml(role / "meta/argument_specs.yml"))
+    assert not older, "run make docs"
 
 
 @pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
