@@ -1,32 +1,14 @@
 """The planner alone, without Ansible: many hosts with four services each, on one core."""
 
 import time
-from pathlib import Path
 
 import pytest
-import yaml
 
-REPO_ROOT = Path(__file__).resolve().parents[2]
 MODELS = {
     "TinyLlama/TinyLlama-1.1B-Chat-v1.0": 2048,
     "Qwen/Qwen2.5-3B-Instruct": 32768,
     "01-ai/Yi-6B": 4096,
 }
-
-
-@pytest.fixture(scope="module")
-def catalog():
-    from ansible_collections.blackwell.serving.plugins.module_utils.catalog_view import Catalog
-
-    def load(path: Path):
-        return yaml.load(path.read_text("utf-8"), yaml.CSafeLoader)
-
-    recorded = [load(path) for path in (REPO_ROOT / "catalog/engine_flags").glob("*.yml")]
-    subjects = ("gpus", "drivers", "images", "models", "overheads", "profiles")
-    return Catalog(
-        **{subject: load(REPO_ROOT / f"catalog/{subject}.yml") for subject in subjects},
-        flags={(entry["engine"], str(entry["version"])): entry for entry in recorded},
-    )
 
 
 def declaration(number: int) -> dict:
