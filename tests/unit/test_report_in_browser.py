@@ -1,0 +1,263 @@
+"""report.html in a real Chromium, driven through its DevTools pipe: widths, contrast, requests, console, printing."""
+
+import json
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.blackwell.serving.plugins.module_utils.memory_plan import plan_host
+from ansible_collections.blackwell.serving.plugins.plugin_utils.catalog_files import load_catalog
+from ansible_collections.blackwell.serving.plugins.plugin_utils.plan_files import render
+
+SERVICES = [
+    {"name": "tinyllama", "engine": "sglang", "model": "TinyLlama/TinyLlama-1.1B-Chat-v1.0", "port": 30001},
+    {
+        "name": "a-long-name-of-a-service-for-a-group-that-likes-long-names",
+        "engine": "vllm",
+        "model": "Qwen/Qwen2.5-3B-Instruct",
+        "port": 30002,
+        "environment": {"A_VERY_LONG_VARIABLE_NAME": "a-value-without-any-blank-" * 6},
+    },
+    {"name": "wide", "engine": "sglang", "model": "01-ai/Yi-6B", "port": 30003, "tensor_parallel": 2},
+]
+GPUS = ["rtx_5090", {"gpu": "rtx_5090", "measured_total_gib": 31.36, "measured_free_gib": 28.5}]
+WIDTHS = (320, 360, 768, 1280)
+SCHEMES = ("light", "dark")
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic"),
+    *("--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+
+# Contrast of every visible piece of text with the colour under it; texts on a bar of the map with that bar's colour.
+FAINT_TEXTS = """(() => {
+  const channel = value => (value /= 255) <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
+  const rgb = colour => colour.match(/[\\d.]+/g).map(Number);
+  const luminance = colour => {
+    const [r, g, b] = rgb(colour).map(channel);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const opaque = colour => !/, 0\\)$|transparent|none|url/.test(colour);
+  const under = element => {
+    const bar = element.closest('svg') && element.previousElementSibling;
+    if (/^in-/.test(element.getAttribute('class') || '') && bar.tagName === 'rect') return getComputedStyle(bar).fill;
+    for (let e = element; e; e = e.parentElement) {
+      const colour = getComputedStyle(e).backgroundColor;
+      if (opaque(colour)) return colour;
+    }
+    return 'rgb(255, 255, 255)';
+  };
+  const faint = [];
+  let seen = 0;
+  for (const element of document.body.querySelectorAll('*')) {
+    const own = [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim());
+    if (!own || element.tagName === 'title' || !element.getClientRects().length) continue;
+    const style = getComputedStyle(element);
+    const text = element.closest('svg') ? style.fill : style.color;
+    const [high, low] = [luminance(text), luminance(under(element))].sort((a, b) => b - a);
+    const ratio = (high + 0.05) / (low + 0.05);
+    seen += 1;
+    if (ratio < 4.5) faint.push(`${element.textContent.trim().slice(0, 30)}: ${ratio.toFixed(2)}`);
+  }
+  return {seen, faint};
+})()"""
+
+# What is cut off at the right without a box of its own that scrolls.
+CUT_OFF = """(() => {
+  const width = document.documentElement.clientWidth;
+  return [...document.body.querySelectorAll('*')]
+    .filter(e => !e.closest('.scroll') && !e.closest('pre') && e.getClientRects().length)
+    .filter(e => e.getBoundingClientRect().right > width + 0.5 || e.getBoundingClientRect().left < -0.5)
+    .map(e => `${e.tagName} ${e.textContent.trim().slice(0, 30)}`);
+})()"""
+
+
+class Browser:
+    """A headless Chromium with one page, spoken to over ``--remote-debugging-pipe``.
+
+    ``events`` holds what it reported (network, console, log) since the last ``open``.
+    """
+
+    def __init__(self, program: str, profile: Path) -> None:
+        commands, self._commands = os.pipe()
+        self._answers, answers = os.pipe()
+
+        def connect() -> None:
+            os.dup2(commands, 200)
+            os.dup2(answers, 201)
+            os.dup2(200, 3)
+            os.dup2(201, 4)
+
+        self._process = subprocess.Popen(
+            [program, *FLAGS, "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"],
+            preexec_fn=connect,
+            pass_fds=(3, 4),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(commands)
+        os.close(answers)
+        self.events: list[dict[str, Any]] = []
+        self._number = 0
+        self._buffer = b""
+        self._session = ""
+        # A browser that hangs is ended, which ends the wait for its answer.
+        self._watchdog = threading.Timer(120, self._process.kill)
+        self._watchdog.daemon = True
+        self._watchdog.start()
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """The result of a DevTools command; raises RuntimeError for its error or when Chromium has gone."""
+        self._number += 1
+        command = {"id": self._number, "method": method, "params": parameters}
+        if self._session:
+            command["sessionId"] = self._session
+        os.write(self._commands, json.dumps(command).encode() + b"\0")
+        while True:
+            message = self._receive()
+            if message.get("id") == self._number:
+                if "error" in message:
+                    raise RuntimeError(f"{method}: {message['error']}")
+                return message["result"]
+            self.events.append(message)
+
+    def _receive(self) -> dict[str, Any]:
+        while b"\0" not in self._buffer:
+            chunk = os.read(self._answers, 1 << 16)
+            if not chunk:
+                raise RuntimeError("Chromium has ended")
+            self._buffer += chunk
+        message, self._buffer = self._buffer.split(b"\0", 1)
+        return json.loads(message)
+
+    def open(self, page: Path, width: int, height: int = 800, scheme: str = "light") -> None:
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=2, mobile=width < 700
+        )
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        self.events.clear()
+        self.call("Page.navigate", url=page.as_uri())
+        while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
+            self.events.append(self._receive())
+
+    def evaluate(self, expression: str) -> Any:
+        return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"]["value"]
+
+    def methods(self, *prefixes: str) -> list[dict[str, Any]]:
+        return [event for event in self.events if event.get("method", "").startswith(prefixes)]
+
+    def close(self) -> None:
+        self._watchdog.cancel()
+        try:
+            self._session = ""
+            self.call("Browser.close")
+            self._process.wait(timeout=10)
+        except (OSError, RuntimeError, subprocess.TimeoutExpired):
+            self._process.kill()
+            self._process.wait()
+        os.close(self._commands)
+        os.close(self._answers)
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    running = Browser(chromium, tmp_path_factory.mktemp("chromium"))
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    plan = plan_host("two-gpus", {"gpus": GPUS, "services": SERVICES}, load_catalog())
+    plan["warnings"].append("wide: a warning with one-word-that-is-wider-than-a-phone-" + "x" * 60)
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    path.write_text(render(plan)["report.html"], encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_page_is_no_wider_than_the_screen(browser: Browser, page: Path, width: int, scheme: str) -> None:
+    browser.open(page, width, scheme=scheme)
+    assert browser.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") is (scheme == "dark")
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    assert browser.evaluate(CUT_OFF) == []
+
+
+def test_wide_tables_and_commands_scroll_inside_their_own_box(browser: Browser, page: Path) -> None:
+    browser.open(page, 360)
+    boxes = browser.evaluate(
+        "[...document.querySelectorAll('.scroll, pre')].filter(e => e.scrollWidth > e.clientWidth)"
+        ".map(e => [getComputedStyle(e).overflowX, e.tabIndex, !!e.getAttribute('aria-label')])"
+    )
+    assert boxes, "nothing is wider than a phone: this test shows nothing"
+    assert all(box == ["auto", 0, True] for box in boxes)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_it_asks_for_nothing_and_logs_nothing(browser: Browser, page: Path, scheme: str) -> None:
+    browser.open(page, 360, scheme=scheme)
+    browser.evaluate("1")
+    requests = [event["params"]["request"]["url"] for event in browser.methods("Network.requestWillBeSent")]
+    assert [url for url in requests if not url.startswith("data:")] == [page.as_uri()]
+    assert browser.methods("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown") == []
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("width", [360, 1280])
+def test_every_text_stands_out_from_what_is_under_it(browser: Browser, page: Path, width: int, scheme: str) -> None:
+    browser.open(page, width, scheme=scheme)
+    contrast = browser.evaluate(FAINT_TEXTS)
+    assert contrast["seen"] > 100
+    assert contrast["faint"] == []
+
+
+def test_dark_and_light_differ(browser: Browser, page: Path) -> None:
+    backgrounds = set()
+    for scheme in SCHEMES:
+        browser.open(page, 360, scheme=scheme)
+        backgrounds.add(browser.evaluate("getComputedStyle(document.body).backgroundColor"))
+    assert len(backgrounds) == 2
+
+
+def test_texts_of_the_map_do_not_run_into_each_other(browser: Browser, page: Path) -> None:
+    overlaps = """[...document.querySelectorAll('svg.map')].flatMap(map => {
+      const texts = [...map.querySelectorAll('text')].filter(e => e.getClientRects().length)
+        .map(e => [e.textContent, e.getBoundingClientRect()]);
+      return texts.flatMap(([a, p], i) => texts.slice(i + 1)
+        .filter(([b, q]) => p.left < q.right && q.left < p.right && p.top < q.bottom - 2 && q.top < p.bottom - 2)
+        .map(([b]) => `${a} / ${b}`));
+    })"""
+    for width in WIDTHS:
+        browser.open(page, width)
+        assert browser.evaluate(overlaps) == []
+
+
+def test_the_map_is_one_image_with_a_text_for_screen_readers(browser: Browser, page: Path) -> None:
+    browser.open(page, 1280)
+    nodes = browser.call("Accessibility.getFullAXTree")["nodes"]
+    images = [node["name"]["value"] for node in nodes if node.get("role", {}).get("value") in ("image", "img")]
+    assert len(images) == 2
+    assert "tinyllama" in " ".join(images)
+    assert "28.5" not in images[0]
+
+
+def test_on_paper_it_is_light_and_nothing_is_cut_off(browser: Browser, page: Path) -> None:
+    browser.open(page, 700, scheme="dark")
+    browser.call(
+        "Emulation.setEmulatedMedia", media="print", features=[{"name": "prefers-color-scheme", "value": "dark"}]
+    )
+    assert browser.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--page').trim()") == "#fff"
+    cut = browser.evaluate(
+        "[...document.querySelectorAll('.scroll, pre')].filter(e => e.scrollWidth > e.clientWidth + 1)"
+        ".map(e => e.textContent.trim().slice(0, 40))"
+    )
+    browser.call("Emulation.setEmulatedMedia", media="")
+    assert cut == []
