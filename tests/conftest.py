@@ -99,6 +99,18 @@ def readmes():
     return module
 
 
+@pytest.fixture(scope="session")
+def make_plan(catalog) -> Callable[..., dict]:
+    """`make_plan(services, gpus=["rtx_5090"], **declaration)`: the plan of a host, as in plan.json."""
+    from ansible_collections.blackwell.serving.plugins.module_utils.memory_plan import plan_host
+
+    def plan(services, gpus=("rtx_5090",), **declaration):
+        gpus = list(gpus) if isinstance(gpus, tuple) else gpus
+        return plan_host("host", {"gpus": gpus, "services": services, **declaration}, catalog)
+
+    return plan
+
+
 @pytest.fixture
 def fresh_copy(tmp_path: Path, run_tool: Run) -> Path:
     """The files that git tracks, or would track, in a new directory, without any build output."""

@@ -74,7 +74,7 @@ class Catalog:
         if isinstance(declared, Mapping):
             return self._described_image(declared, engine)
         entries = self.images["images"]
-        if declared in entries:
+        if isinstance(declared, str) and declared in entries:
             return self._image(declared, entries[declared]["reference"], entries[declared], engine)
         match = DIGEST_REFERENCE.fullmatch(str(declared))
         if match:
@@ -151,6 +151,7 @@ class Catalog:
         return str(known[cuda]["min_driver"])
 
     def engine_flags(self, image: Image) -> Mapping[str, Any]:
+        """The recording of the image's engine version."""
         recorded = self.flags.get((image.engine, image.engine_version))
         if recorded is None:
             versions = sorted(version for engine, version in self.flags if engine == image.engine)
@@ -161,7 +162,7 @@ class Catalog:
                 allowed=f"images with {image.engine} {', '.join(versions)}",
                 remedies=[f"record them: tests/tools/record_engine_flags.py {image.engine} {image.engine_version}"],
             )
-        return recorded["flags"]
+        return recorded
 
     def overhead(self, *path: str) -> Any:
         value: Any = self.overheads

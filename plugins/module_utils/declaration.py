@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,18 +15,12 @@ from .engine_flags import EngineFlags, Options, resolve_options
 from .model_geometry import DTYPE_BYTES, ModelGeometry, geometry_of
 from .plan_error import PlanError, PlanErrors, did_you_mean
 from .quantization import Quantization, quantized_on_load
-from .units import from_gib
+from .units import GIB, from_gib
 
 MODEL_DIRECTORY = "/models"
-KV_DTYPE_BYTES = {
-    "auto": None,
-    "bfloat16": 2,
-    "bf16": 2,
-    "float16": 2,
-    "fp8": 1,
-    "fp8_e4m3": 1,
-    "fp8_e5m2": 1,
-}
+KV_DTYPE_BYTES = {"auto": None, "bfloat16": 2, "bf16": 2, "float16": 2, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
+# where a version checks the value later than its command line, so that no choices are recorded
+KV_DTYPES_EVERYWHERE = ("auto", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2")
 
 
 @dataclass(frozen=True)
@@ -196,7 +191,7 @@ def _gpu(index: int, declared: Any, catalog: Catalog, first_engine: str) -> Gpu:
         used = total - from_gib(sizes["measured_free_gib"])
         if used < 0:
             raise PlanError(
-                "more is free than there is",
+                f"{sizes['measured_free_gib']:g} GiB cannot be free of {total / GIB:g}",
                 key=f"serving_gpus[{index}].measured_free_gib",
                 value=sizes["measured_free_gib"],
                 allowed=f"at most {sizes.get('measured_total_gib', visible):g}",
@@ -256,23 +251,25 @@ def parse_services(declared: Any, catalog: Catalog, gpus: Sequence[Gpu]) -> list
 
 def _duplicates(declared: Sequence[Any]) -> list[PlanError]:
     errors = []
+    items = [item for item in declared if isinstance(item, Mapping)]
     for key in ("name", "port", "container_name"):
-        seen: dict[str, str] = {}
-        for item in declared:
-            if not isinstance(item, Mapping) or item.get(key) is None:
+        owners: dict[str, str] = {}
+        for item in items:
+            name = str(item.get("name"))
+            value = item.get(key, name if key == "container_name" else None)
+            if value is None:
                 continue
-            name, value = str(item.get("name")), str(item[key])
-            if value in seen:
+            if str(value) in owners:
                 errors.append(
                     PlanError(
-                        f"{value} is already the {key} of service '{seen[value]}'",
+                        f"{value} is already the {key} of service '{owners[str(value)]}'",
                         service=name,
                         key=key,
-                        value=item[key],
+                        value=value,
                         allowed="one that no other service has",
                     )
                 )
-            seen.setdefault(value, name)
+            owners.setdefault(str(value), name)
     return errors
 
 
@@ -391,7 +388,7 @@ def _check_gpu_code(image: Image, indices: tuple[int, ...] | None, gpus: Sequenc
 
 def read_model_directory(path: str) -> dict[str, Any]:
     """``config.json`` of a local directory, as a catalogue entry. Raises PlanError."""
-    file = Path(path).expanduser() / "config.json"
+    file = Path(os.path.expanduser(path), "config.json")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except OSError as problem:
@@ -421,7 +418,10 @@ def _model(declared: Any, dtype: str, catalog: Catalog) -> tuple[str, str | None
                 weights = from_gib(convert.number(0, 4096)(declared["weights_gib"]))
             except ValueError as allowed:
                 raise PlanError(
-                    "is not a size in GiB", key="model.weights_gib", value=declared["weights_gib"], allowed=str(allowed)
+                    f"{declared['weights_gib']!r} is not a size in GiB",
+                    key="model.weights_gib",
+                    value=declared["weights_gib"],
+                    allowed=str(allowed),
                 ) from None
         geometry = geometry_of(name, entry, loaded)
         return name, None, _sizable(geometry, weights), weights
@@ -433,7 +433,7 @@ def _model(declared: Any, dtype: str, catalog: Catalog) -> tuple[str, str | None
             allowed="a key of catalog/models.yml, a directory, or {name: ..., config: ...}",
         )
     if declared.startswith(("/", "./", "../", "~")):
-        directory = str(Path(declared).expanduser().resolve())
+        directory = os.path.abspath(os.path.expanduser(declared))
         geometry = geometry_of(directory, read_model_directory(declared), loaded)
         return f"{MODEL_DIRECTORY}/{Path(directory).name}", directory, _sizable(geometry, None), None
     return declared, None, _sizable(geometry_of(declared, catalog.model(declared), loaded), None), None
@@ -490,7 +490,7 @@ def _pinned(declared: Mapping[str, Any], settings: Mapping[str, Any], flags: Eng
 
 def _kv_dtype(declared: str, geometry: ModelGeometry, flags: EngineFlags) -> tuple[str, int]:
     name = flags.name_for("kv_dtype")
-    choices = flags.recorded[name].get("choices", list(KV_DTYPE_BYTES)) if name else ["auto"]
+    choices = flags.recorded[name].get("choices", KV_DTYPES_EVERYWHERE) if name else ("auto",)
     sized = [choice for choice in choices if choice in KV_DTYPE_BYTES]
     if declared not in sized:
         raise PlanError(

@@ -62,7 +62,7 @@ def _first_engine(services: Any, catalog: Catalog) -> str:
     """Engine of the first service, as far as it is declared well enough to tell."""
     first = services[0] if isinstance(services, (list, tuple)) and services else None
     engine = first.get("engine") if isinstance(first, Mapping) else None
-    return engine if engine in catalog.profiles["engines"] else "sglang"
+    return next((name for name in catalog.profiles["engines"] if name == engine), "sglang")
 
 
 def _refused(plan: dict[str, Any], errors: Sequence[PlanError]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from .declaration import Gpu, Service, catalogue_gpu
+from .declaration import KV_DTYPES_EVERYWHERE, Gpu, Service, catalogue_gpu
 from .engine_flags import EngineFlags
 from .model_geometry import geometry_of
 from .placement import Laws, place
@@ -36,7 +36,12 @@ def remedies_for(services: Sequence[Service], gpus: Sequence[Gpu], laws: Laws) -
                     kind="does_not_fit",
                 )
             )
-    general = [*_all_together(services, fits), *_without_one(services, fits), *_other_gpu(services, gpus, laws)]
+    general = [
+        *_shorter_together(services, fits),
+        *_without_one(services, fits),
+        *([] if errors else _several_changes(services, fits, laws)),
+        *_other_gpu(services, gpus, laws),
+    ]
     if general:
         errors.append(PlanError("for the stack as a whole", remedies=general, kind="does_not_fit"))
     return errors
@@ -49,54 +54,93 @@ def _need(service: Service, gpus: Sequence[Gpu], laws: Laws) -> float:
 
 
 def _changes(service: Service, fits: Callable[[Service], bool], laws: Laws) -> Iterator[str]:
-    def shorter(context: int) -> Service:
-        floor = None if service.kv_tokens is None else min(service.kv_tokens, context)
-        return replace(service, context_length=context, kv_tokens=floor)
-
-    steps = (service.context_length - 1) // CONTEXT_STEP
-    if steps * CONTEXT_STEP >= SMALLEST_CONTEXT and fits(shorter(SMALLEST_CONTEXT)):
-        low = SMALLEST_CONTEXT // CONTEXT_STEP
-        context = CONTEXT_STEP * largest(low, steps, lambda step: fits(shorter(step * CONTEXT_STEP)))
+    context = _longest_context(service.context_length, lambda limit: fits(_shorter(service, limit)))
+    if context:
         yield f"context_length: {context} (now {service.context_length})"
-    fp8 = fp8_choice(service.flags)
-    if fp8 and service.kv_element > 1:
-        halved = replace(service, kv_cache_dtype=fp8, kv_element=1)
-        if fits(halved):
-            yield f"kv_cache_dtype: {fp8}"
+    halved = _fp8_kv(service)
+    if halved and fits(halved):
+        yield f"kv_cache_dtype: {halved.kv_cache_dtype}"
     if service.max_concurrency > 1 and fits(replace(service, max_concurrency=1)):
         fewer = largest(1, service.max_concurrency - 1, lambda n: fits(replace(service, max_concurrency=n)))
         yield f"max_concurrency: {fewer} (now {service.max_concurrency})"
+    for smaller in _quantised(service, laws):
+        if fits(smaller):
+            yield f"model: {smaller.model}"
+
+
+def _longest_context(now: int, fits: Callable[[int], bool]) -> int | None:
+    """The longest context below ``now`` that fits, in steps of 256 tokens."""
+    low, high = SMALLEST_CONTEXT // CONTEXT_STEP, (now - 1) // CONTEXT_STEP
+    if high < low or not fits(SMALLEST_CONTEXT):
+        return None
+    return CONTEXT_STEP * largest(low, high, lambda step: fits(step * CONTEXT_STEP))
+
+
+def _shorter(service: Service, limit: int) -> Service:
+    floor = None if service.kv_tokens is None else min(service.kv_tokens, limit)
+    return replace(service, context_length=min(service.context_length, limit), kv_tokens=floor)
+
+
+def _fp8_kv(service: Service) -> Service | None:
+    choice = fp8_choice(service.flags)
+    if choice is None or service.kv_element == 1:
+        return None
+    return replace(service, kv_cache_dtype=choice, kv_element=1)
+
+
+def _quantised(service: Service, laws: Laws) -> Iterator[Service]:
+    """The same service with each quantised checkpoint of its model that the catalogue knows."""
     entry = laws.catalog.models["models"].get(service.model, {})
     for key in entry.get("quantised", ()):
-        smaller = geometry_of(key, laws.catalog.model(key))
-        if fits(replace(service, model=key, geometry=smaller, weights=None, loaded_as=None)):
-            yield f"model: {key}"
+        geometry = geometry_of(key, laws.catalog.model(key))
+        if service.context_length <= geometry.max_context:
+            yield replace(service, model=key, geometry=geometry, weights=None, loaded_as=None)
 
 
 def fp8_choice(flags: EngineFlags) -> str | None:
     name = flags.name_for("kv_dtype")
-    choices = flags.recorded[name].get("choices", ()) if name else ()
+    choices = flags.recorded[name].get("choices", KV_DTYPES_EVERYWHERE) if name else ()
     return next((choice for choice in FP8 if choice in choices), None)
 
 
-def _all_together(services: Sequence[Service], fits: Callable[[Sequence[Service]], bool]) -> Iterator[str]:
+def _shorter_together(services: Sequence[Service], fits: Callable[[Sequence[Service]], bool]) -> Iterator[str]:
     longest = max(service.context_length for service in services)
+    limit = _longest_context(longest, lambda limit: fits([_shorter(service, limit) for service in services]))
+    if limit and len(services) > 1:
+        yield f"context_length: at most {limit} for every service"
 
-    def limited(context: int) -> list[Service]:
-        return [
-            replace(
-                service,
-                context_length=min(service.context_length, context),
-                kv_tokens=None if service.kv_tokens is None else min(service.kv_tokens, context),
-            )
-            for service in services
-        ]
 
-    steps = (longest - 1) // CONTEXT_STEP
-    if len(services) > 1 and steps * CONTEXT_STEP >= SMALLEST_CONTEXT and fits(limited(SMALLEST_CONTEXT)):
-        low = SMALLEST_CONTEXT // CONTEXT_STEP
-        context = CONTEXT_STEP * largest(low, steps, lambda step: fits(limited(step * CONTEXT_STEP)))
-        yield f"context_length: at most {context} for every service"
+def _several_changes(
+    services: Sequence[Service], fits: Callable[[Sequence[Service]], bool], laws: Laws
+) -> Iterator[str]:
+    """FP8 KV, then quantised checkpoints, then shorter contexts, added up until the stack fits."""
+    changed = list(services)
+    for change in (_fp8_kv, _smallest(laws)):
+        changed = [change(service) or service for service in changed]
+        if fits(changed):
+            yield f"together: {_differences(services, changed)}"
+            return
+    longest = max(service.context_length for service in changed)
+    limit = _longest_context(longest, lambda limit: fits([_shorter(service, limit) for service in changed]))
+    if limit:
+        yield f"together: {_differences(services, [_shorter(service, limit) for service in changed])}"
+
+
+def _differences(before: Sequence[Service], after: Sequence[Service]) -> str:
+    texts = []
+    for old, new in zip(before, after, strict=True):
+        keys = [key for key in ("model", "kv_cache_dtype", "context_length") if getattr(old, key) != getattr(new, key)]
+        if keys:
+            texts.append(f"{old.name} {{{', '.join(f'{key}: {getattr(new, key)}' for key in keys)}}}")
+    return ", ".join(texts)
+
+
+def _smallest(laws: Laws) -> Callable[[Service], Service | None]:
+    def choose(service: Service) -> Service | None:
+        tp = service.tensor_parallel
+        return min(_quantised(service, laws), key=lambda other: sum(other.geometry.weight_tensors(tp)), default=None)
+
+    return choose
 
 
 def _without_one(services: Sequence[Service], fits: Callable[[Sequence[Service]], bool]) -> Iterator[str]:
@@ -107,11 +151,12 @@ def _without_one(services: Sequence[Service], fits: Callable[[Sequence[Service]]
 
 
 def _other_gpu(services: Sequence[Service], gpus: Sequence[Gpu], laws: Laws) -> Iterator[str]:
-    """The smallest GPU of the catalogue, one for one in place of the declared ones, on which everything fits."""
+    """The smallest GPU of the same architecture on which everything fits, one for one in place of the declared."""
+    architectures = {laws.catalog.gpu(gpu.key)["architecture"] for gpu in gpus}
     entries = sorted(laws.catalog.gpus["gpus"].items(), key=lambda item: (item[1]["cuda_visible_gib"], item[0]))
     for key, entry in entries:
         total = from_gib(entry["cuda_visible_gib"])
-        if total <= max(gpu.total for gpu in gpus):
+        if entry["architecture"] not in architectures or total <= max(gpu.total for gpu in gpus):
             continue
         swapped = [catalogue_gpu(gpu.index, key, laws.catalog, total) for gpu in gpus]
         runs = all(service.image.runs_on(swapped[0].capability, swapped[0].arm64) for service in services)
