@@ -69,9 +69,9 @@ def _facts(plan: Mapping[str, Any]) -> list[dict[str, str]]:
         {"label": "Seen by CUDA", "value": _size(total["cuda_visible_gib"]), "unit": "GiB"},
         {"label": f"Left free, {_size(margin)} of it as margin", "value": _size(total["free_gib"]), "unit": "GiB"},
         {
-            "label": "Room for KV cache",
+            "label": "Tokens of KV cache",
             "value": f"{sum(service['kv_tokens'] for service in plan['services']):,}",
-            "unit": "tokens",
+            "unit": "",
         },
     ]
 
@@ -210,13 +210,6 @@ def _step(service: Mapping[str, Any], gpus: Sequence[Mapping[str, Any]]) -> dict
     scale = min(gpu["cuda_visible_gib"] for gpu in gpus if gpu["index"] in service["gpus"])
     fraction = service["fraction"]
     sights = (("In this order", service["free_before_gib"]), ("Restarting alone", service["free_before_restart_gib"]))
-    told = None
-    if fraction["value"] is not None:
-        told = {
-            "option": f"{fraction['flag']}={fraction['value']:g}",
-            "of": FRACTION_OF[service["engine"]],
-            "cold": f"{fraction['cold']:.4f}",
-        }
     return {
         "order": service["start_order"],
         "name": service["name"],
@@ -226,7 +219,9 @@ def _step(service: Mapping[str, Any], gpus: Sequence[Mapping[str, Any]]) -> dict
             {"label": label, "free": f"{_size(free)} GiB", "width": round(100 * min(1, max(0, free / scale)), 4)}
             for label, free in sights
         ],
-        "told": told,
+        "option": f"{fraction['flag']}={fraction['value']:g}",
+        "fraction_of": FRACTION_OF[service["engine"]],
+        "enough_in_order": f"{fraction['cold']:.4f}",
     }
 
 

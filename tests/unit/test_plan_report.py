@@ -25,6 +25,10 @@ DECLARATIONS = {
         "services": [TINYLLAMA, QWEN, YI | {"tensor_parallel": 2, "environment": {"A": "1 2", "B": "$x"}}],
     },
     "an unused GPU": {"gpus": ["l4", "rtx_5090"], "services": [TINYLLAMA | {"gpus": [0]}]},
+    "a model with a state pool": {
+        "gpus": ["h200"],
+        "services": [QWEN, YI | {"model": "nvidia/NVIDIA-Nemotron-Nano-9B-v2", "context_length": 8192}],
+    },
     "much left over": {
         "gpus": ["h200"],
         "services": [TINYLLAMA | {"pinned": {"mem_fraction_static": 0.15, "max_total_tokens": 2048}}],
