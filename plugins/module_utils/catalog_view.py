@@ -133,14 +133,15 @@ class Catalog:
         )
 
     def usable_images(self, engine: str) -> list[Image]:
-        """The engine's catalogued images that are not blocked and whose options are recorded, by key."""
-        return [
+        """The engine's catalogued images that are not blocked and whose options are recorded, newest first."""
+        usable = [
             self._image(key, entry["reference"], entry, engine)
-            for key, entry in sorted(self.images["images"].items())
+            for key, entry in self.images["images"].items()
             if entry["engine"] == engine
             and not entry.get("blocked")
             and (engine, str(entry["engine_version"])) in self.flags
         ]
+        return sorted(usable, key=lambda image: version_tuple(image.engine_version), reverse=True)
 
     def min_driver(self, cuda: str) -> str:
         known = self.drivers["cuda_min_driver"]

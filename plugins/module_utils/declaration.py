@@ -259,7 +259,7 @@ def _duplicates(declared: Sequence[Any]) -> list[PlanError]:
             value = item.get(key, name if key == "container_name" else None)
             if value is None:
                 continue
-            if str(value) in owners:
+            if str(value) in owners and (key in item or owners[str(value)] != name):
                 errors.append(
                     PlanError(
                         f"{value} is already the {key} of service '{owners[str(value)]}'",
@@ -381,8 +381,7 @@ def _check_gpu_code(image: Image, indices: tuple[int, ...] | None, gpus: Sequenc
         "'no kernel image is available for execution on the device'",
         key="image",
         value=image.key,
-        allowed=f"images with code for it: {', '.join(fitting)}",
-        remedies=[f"image: {key}" for key in fitting],
+        remedies=[f"image: {key}" for key in fitting] or ["an image that was built for it: none is catalogued"],
     )
 
 

@@ -262,6 +262,7 @@ def _service(service: Mapping[str, Any]) -> dict[str, Any]:
         ],
         "environment": [f"{name}={value}" for name, value in service["environment"].items()],
         "command": _shell_lines(service["entrypoint"], service["command"]),
+        "original_command": _shell_lines(service.get("original_command", ()), ()),
     }
 
 

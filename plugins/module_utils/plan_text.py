@@ -25,9 +25,9 @@ LEFT_ALIGNED = {"service", "engine", "contexts", "told"}
 
 def plan_text(plan: Mapping[str, Any]) -> str:
     """The whole text, ending in a newline."""
-    lines = [headline(plan), ""]
     if plan["verdict"] != "fits":
-        return "\n".join([*lines, *_error_lines(plan["errors"])]) + "\n"
+        return "\n".join([f"{plan['host']}: {_verdict(plan)}", "", *_error_lines(plan["errors"])]) + "\n"
+    lines = [headline(plan), ""]
     for gpu in plan["gpus"]:
         lines += [*_gpu_lines(gpu, plan["services"]), ""]
     lines += [*_table(plan["services"]), ""]
@@ -38,14 +38,16 @@ def plan_text(plan: Mapping[str, Any]) -> str:
 def headline(plan: Mapping[str, Any]) -> str:
     """One line per host: name, verdict, what it holds."""
     if plan["verdict"] != "fits":
-        problems = [error for error in plan["errors"] if error["problem"]]
-        first = problems[0]["problem"] if problems else "unknown"
-        more = f" (+{len(problems) - 1} more)" if len(problems) > 1 else ""
-        return f"{plan['host']}: {plan['verdict'].replace('_', ' ')}: {first}{more}"
+        more = f" (+{len(plan['errors']) - 1} more)" if len(plan["errors"]) > 1 else ""
+        return f"{plan['host']}: {_verdict(plan)}: {plan['errors'][0]['problem']}{more}"
     use = ", ".join(f"{gpu['planned_gib']:.2f} of {gpu['cuda_visible_gib']:.2f} GiB" for gpu in plan["gpus"])
     count = len(plan["services"])
     warnings = f", {len(plan['warnings'])} warnings" if plan["warnings"] else ""
     return f"{plan['host']}: fits: {count} service{'s' if count != 1 else ''}, {use}{warnings}"
+
+
+def _verdict(plan: Mapping[str, Any]) -> str:
+    return plan["verdict"].replace("_", " ")
 
 
 def _gpu_lines(gpu: Mapping[str, Any], services: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .declaration import MODEL_DIRECTORY
+from .declaration import MODEL_DIRECTORY, Service
 from .engine_flags import Options, as_arguments
 from .placement import Placed
 from .units import GIB
@@ -31,6 +31,7 @@ def service_spec(
         "gpu_request": str(declaration.get("gpu_request", "cdi")),
         "entrypoint": list(settings["entrypoint"]),
         "command": _command(entry, roles),
+        **({"original_command": _notes_command(service)} if service.profile == "notes" else {}),
         "environment": dict(service.environment),
         "depends_on": list(before),
         "volumes": _volumes(entry),
@@ -62,6 +63,22 @@ def _command(entry: Placed, roles: Options) -> list[str]:
         flags.name_for(role): value for role, value in {**model, **roles, **declared}.items() if value is not None
     }
     return as_arguments(flags, {**options, **entry.law.options})
+
+
+def _notes_command(service: Service) -> list[str]:
+    """What the field notes ran, with options that this version may have lost (shown beside the plan, never run)."""
+    flags = {
+        service.settings["flags"]["model"][0]: service.model,
+        "--host": "0.0.0.0",
+        "--port": service.container_port,
+        **{f"--{key.replace('_', '-')}": value for key, value in service.pinned.items()},
+        **service.settings["notes_flags"],
+        "--trust-remote-code": service.trust_remote_code,
+    }
+    return [
+        *service.settings["entrypoint"],
+        *(name if value is True else f"{name}={value}" for name, value in flags.items() if value is not False),
+    ]
 
 
 def _volumes(entry: Placed) -> list[dict[str, str]]:
