@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from .gpu_code import any_runs_on, capability
 from .plan_error import PlanError, did_you_mean
 
+Known = TypeVar("Known")
 DIGEST_REFERENCE = re.compile(r"(?P<name>[^@\s]+)@sha256:[0-9a-f]{64}")
 
 
@@ -45,6 +46,13 @@ class Catalog:
     overheads: Mapping[str, Any]
     profiles: Mapping[str, Any]
     flags: Mapping[tuple[str, str], Mapping[str, Any]]
+    _known: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def once(self, key: tuple[str, ...], make: Callable[[], Known]) -> Known:
+        """What ``make`` gives, worked out once for all hosts that are planned with this catalogue."""
+        if key not in self._known:
+            self._known[key] = make()
+        return self._known[key]
 
     def gpu(self, key: Any) -> Mapping[str, Any]:
         entries = self.gpus["gpus"]

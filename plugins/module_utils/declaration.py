@@ -309,7 +309,10 @@ def _resolve(values: dict[str, Any], catalog: Catalog, gpus: Sequence[Gpu]) -> S
     settings = catalog.engine(engine)
     image = catalog.image(values["image"] or settings["default_image"], engine)
     _check_gpu_code(image, values["gpus"], gpus, catalog)
-    flags = EngineFlags(catalog.engine_flags(image), settings, f"{engine} {image.engine_version}")
+    flags = catalog.once(
+        ("flags", engine, image.engine_version),
+        lambda: EngineFlags(catalog.engine_flags(image), settings, f"{engine} {image.engine_version}"),
+    )
     model, directory, geometry, weights = _model(values["model"], values["dtype"], catalog)
     _check_model_limits(values, geometry)
     pinned = _pinned(values["pinned"], settings, flags)
@@ -435,7 +438,10 @@ def _model(declared: Any, dtype: str, catalog: Catalog) -> tuple[str, str | None
         directory = os.path.abspath(os.path.expanduser(declared))
         geometry = geometry_of(directory, read_model_directory(declared), loaded)
         return f"{MODEL_DIRECTORY}/{Path(directory).name}", directory, _sizable(geometry, None), None
-    return declared, None, _sizable(geometry_of(declared, catalog.model(declared), loaded), None), None
+    geometry = catalog.once(
+        ("geometry", declared, dtype), lambda: geometry_of(declared, catalog.model(declared), loaded)
+    )
+    return declared, None, _sizable(geometry, None), None
 
 
 def _sizable(geometry: ModelGeometry, weights: int | None) -> ModelGeometry:

@@ -147,6 +147,7 @@ class ModelGeometry:
     quantization: Quantization
     config: Mapping[str, Any] = field(repr=False, compare=False, hash=False)
     published_weights: int | None = None
+    _weights: dict[Any, int] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def dtype_bytes(self) -> int:
@@ -225,13 +226,16 @@ class ModelGeometry:
         A quantised or multimodal checkpoint's published size replaces the sum of the tensors: which of
         its layers stay unquantised, and its vision tower, are the publisher's choice.
         """
-        tensors = self.weight_tensors(tp, loaded)
-        held = sum(tensors)
-        if self.published_weights and loaded is None and (self.quantization.method or self.multimodal):
-            held = self.published_weights // tp
-        unused = count(tensors) - sum(tensors)
-        extra = self.absorbed_bytes(tp) + self.padding_bytes(tp) + self.rotary_bytes(rotary_element)
-        return held + unused + extra
+        key = tp, rotary_element, loaded, count
+        if key not in self._weights:
+            tensors = self.weight_tensors(tp, loaded)
+            held = sum(tensors)
+            if self.published_weights and loaded is None and (self.quantization.method or self.multimodal):
+                held = self.published_weights // tp
+            unused = count(tensors) - sum(tensors)
+            extra = self.absorbed_bytes(tp) + self.padding_bytes(tp) + self.rotary_bytes(rotary_element)
+            self._weights[key] = held + unused + extra
+        return self._weights[key]
 
 
 def geometry_of(name: str, entry: Mapping[str, Any], dtype: str | None = None) -> ModelGeometry:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
+from functools import cached_property
 
 from ..catalog_view import Catalog
 from ..declaration import Gpu, Service
@@ -21,9 +22,9 @@ class Footprint:
     graphs: int = 0
     activations: int = 0
 
-    @property
+    @cached_property
     def fixed(self) -> int:
-        return sum(astuple(self))
+        return self.context + self.weights + self.state + self.workspaces + self.tables + self.graphs + self.activations
 
 
 def sampler_bytes(rows: int, vocab: int) -> int:
