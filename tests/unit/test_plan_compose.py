@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 
@@ -99,7 +100,7 @@ def test_start_order_follows_the_plan_on_every_gpu(rendered):
     plan, compose = rendered
     for gpu in plan["gpus"]:
         names = [service["name"] for service in plan["services"] if gpu["index"] in service["gpus"]]
-        for before, after in zip(names, names[1:], strict=False):
+        for before, after in itertools.pairwise(names):
             assert before in compose["services"][after]["depends_on"]
 
 
