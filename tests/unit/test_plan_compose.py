@@ -35,8 +35,15 @@ def rendered(make_plan, gpu_request, docker_compose, tmp_path):
 
     model = tmp_path / "my model"
     model.mkdir()
-    config = {"architectures": ["LlamaForCausalLM"], "hidden_size": 2048, "num_attention_heads": 32, "vocab_size": 32000,
-              "num_hidden_layers": 4, "intermediate_size": 5632, "max_position_embeddings": 2048}  # fmt: skip
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_attention_heads": 32,
+        "num_hidden_layers": 4,
+        "vocab_size": 32000,
+        "max_position_embeddings": 2048,
+    }
     (model / "config.json").write_text(json.dumps(config))
     wide = {"name": "wide", "engine": "vllm", "model": str(model), "port": 30004, "tensor_parallel": 2}
     plan = make_plan([*SERVICES, wide], ["rtx_5090", "rtx_5090"], gpu_request=gpu_request, bind_address="192.0.2.7")
