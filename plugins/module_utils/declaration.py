@@ -214,7 +214,7 @@ def catalogue_gpu(
         memory_mib=int(entry["memory_mib"]),
         arm64=entry.get("host") == "arm64",
         foreign=foreign,
-        margin=int((total - foreign) * float(catalog.gpus["safety_margin"])),
+        margin=int((total - foreign) * float(entry.get("safety_margin", catalog.gpus["safety_margin"]))),
         largest_context=largest_context,
     )
 
@@ -314,7 +314,7 @@ def _resolve(values: dict[str, Any], catalog: Catalog, gpus: Sequence[Gpu]) -> S
         lambda: EngineFlags(catalog.engine_flags(image), settings, f"{engine} {image.engine_version}"),
     )
     model, directory, geometry, weights = _model(values["model"], values["dtype"], catalog)
-    _check_model_limits(values, geometry)
+    _check_model_limits(values, geometry, gpus)
     pinned = _pinned(values["pinned"], settings, flags)
     resolve_options(flags, values["profile"], values["extra_args"], {})
     kv_dtype, kv_element = _kv_dtype(values["kv_cache_dtype"], geometry, flags)
@@ -455,7 +455,7 @@ def _sizable(geometry: ModelGeometry, weights: int | None) -> ModelGeometry:
     return geometry
 
 
-def _check_model_limits(values: Mapping[str, Any], geometry: ModelGeometry) -> None:
+def _check_model_limits(values: Mapping[str, Any], geometry: ModelGeometry, gpus: Sequence[Gpu]) -> None:
     if values["context_length"] and values["context_length"] > geometry.max_context:
         raise PlanError(
             f"{values['context_length']} is more than {geometry.name} was made for",
@@ -473,6 +473,14 @@ def _check_model_limits(values: Mapping[str, Any], geometry: ModelGeometry) -> N
             key="gpus",
             value=list(values["gpus"]),
             allowed="as many GPUs as tensor_parallel, or auto",
+        )
+    kinds = sorted({gpus[index].key for index in values["gpus"] or ()})
+    if len(kinds) > 1:
+        raise PlanError(
+            f"tensor parallelism needs GPUs of one kind, these are {', '.join(kinds)}",
+            key="gpus",
+            value=list(values["gpus"]),
+            allowed="GPUs of one kind, or auto",
         )
 
 

@@ -53,6 +53,12 @@ def plan_host(
     errors = _start_in_order(placed, plan["warnings"])
     if errors:
         return _refused(plan, errors)
+    plan["warnings"] += [
+        f"GPU {gpu.index}: {gpu.product} shares its memory with the system; engines count what is available, "
+        "page cache included, so keep other programs small"
+        for gpu in gpus
+        if catalog.gpu(gpu.key).get("integrated")
+    ]
     plan["gpus"] = [_gpu_entry(gpu, placed) for gpu in gpus]
     plan["services"] = _service_entries(placed, declaration, plan["warnings"])
     return plan

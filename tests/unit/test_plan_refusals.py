@@ -140,6 +140,19 @@ def test_every_problem_is_reported_at_once(make_plan):
     ]
 
 
+def test_tensor_parallelism_over_unlike_gpus(make_plan):
+    service = QWEN | {"tensor_parallel": 2, "gpus": [0, 1]}
+    problem = make_plan([service], ["rtx_5090", "rtx_5080"])["errors"][0]["problem"]
+    assert "rtx_5080, rtx_5090" in problem
+    assert make_plan([QWEN | {"tensor_parallel": 2}], ["rtx_5090", "rtx_5080"])["verdict"] == "does_not_fit"
+
+
+def test_a_gpu_that_shares_memory_with_the_system_keeps_more_free(make_plan):
+    plan = make_plan([QWEN | {"image": "sglang-cu130"}], ["gb10"])
+    assert plan["gpus"][0]["free_gib"] > 11
+    assert any("shares its memory with the system" in warning for warning in plan["warnings"])
+
+
 def test_a_model_directory(make_plan, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     plan = make_plan([TINY | {"model": str(tmp_path)}])
