@@ -77,13 +77,28 @@ BAD_SERVICES = {
 
 
 @pytest.mark.parametrize("case", BAD_SERVICES)
-def test_a_bad_service_is_refused_with_a_message_that_says_why(make_plan, case):
+def test_a_bad_service_is_refused_with_a_message_that_says_why(make_plan, tmp_path, case):
     change, expected = BAD_SERVICES[case]
     plan = make_plan([TINY, QWEN | change])
     assert plan["verdict"] == "invalid"
     assert plan["services"] == plan["gpus"] == []
     messages = " / ".join(error["problem"] for error in plan["errors"])
     assert [word for word in expected if word not in messages] == []
+    assert left_behind(plan, make_plan([TINY, QWEN]), tmp_path) == {"plan.json": "invalid"}
+
+
+def left_behind(plan, earlier, directory):
+    """Files of a directory that held an earlier plan, once `plan` is written there; plan.json by its verdict."""
+    from ansible_collections.blackwell.serving.plugins.plugin_utils.plan_files import (
+        current_files,
+        render,
+        write_files,
+    )
+
+    for written in (earlier, plan):
+        write_files(directory, render(written), current_files(directory))
+    assert json.loads((directory / "plan.json").read_text()) == plan
+    return {path.name: json.loads(path.read_text())["verdict"] for path in directory.iterdir()}
 
 
 @pytest.mark.parametrize(
