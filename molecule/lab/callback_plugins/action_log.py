@@ -13,8 +13,8 @@ DOCUMENTATION = """
     type: notification
     short_description: Log the actions that a play runs on hosts
     description:
-      - Appends one JSON line for each action on a host, each item of a loop counted, to the file named by the environment
-        variable E(LAB_ACTION_LOG). Without that variable it does nothing.
+      - Appends one JSON line for each action on a host, each item of a loop counted, to the file that the environment
+        variable E(LAB_ACTION_LOG) names. Without that variable it does nothing.
       - Actions that run on the control node (debug, set_fact, assert, includes, delegated ones …) are not logged.
 """
 
