@@ -223,8 +223,9 @@ ansible_facts:
           sample: {}
         mounts:
           description:
-            - The file system under C(/), C(/boot), C(/usr), C(/var), C(/tmp), C(/var/lib/containerd), C(/var/lib/docker)
-              and the engine's data directory, or where that is missing under its nearest parent; sizes in bytes.
+            - The file systems under C(/), C(/boot), C(/usr), C(/var), C(/tmp), C(/var/lib/containerd),
+              C(/var/lib/docker) and the engine's data directory, or where that is missing under its nearest parent.
+              Sizes are in bytes.
           returned: always
           type: list
           elements: dict

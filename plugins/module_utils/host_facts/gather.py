@@ -158,7 +158,7 @@ def _cdi_specs(host: Host, directories: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _cuda(host: Host, packages: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The toolkits /usr/local/cuda-X.Y; one without version.json has the version of its package, or of its directory."""
+    """The toolkits /usr/local/cuda-X.Y; one without version.json has the version of its package or its directory."""
     default = host.real_path("/usr/local/cuda")
     found = []
     for path in host.glob("/usr/local/cuda-*.*"):
