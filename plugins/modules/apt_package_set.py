@@ -1,0 +1,348 @@
+#!/usr/bin/python
+"""Install, hold and clear the way for a set of packages, in one call."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: apt_package_set
+short_description: Install a set of packages, hold it, and remove what is in its way, in one call
+version_added: 0.2.0
+description:
+  - Heals an interrupted dpkg, refreshes the package lists where something has to be installed, installs and removes in
+    one transaction of apt, checks with dpkg that all of it is there, and holds it.
+  - Check mode tells from dpkg's status what would change. It needs neither python3-apt nor the repository, which on a
+    fresh host is not there yet.
+  - A transaction that would remove a package that is not listed is refused before it begins.
+  - Services are not restarted by needrestart; existing configuration files are kept.
+options:
+  packages:
+    description:
+      - What must be installed. An item is a name, V(name=version), or a dictionary with C(name) and C(version).
+      - A version is exact or a shell pattern such as V(580.*). Without one, any installed version will do.
+    type: list
+    elements: raw
+    required: true
+  absent:
+    description: Names or shell patterns of packages to purge. A package of O(packages) is never removed.
+    type: list
+    elements: str
+    default: []
+  may_remove:
+    description: Names or shell patterns of packages that apt may remove where the transaction needs it.
+    type: list
+    elements: str
+    default: []
+  hold:
+    description: Whether the packages of O(packages) are put on hold.
+    type: bool
+    default: false
+  hold_also:
+    description: Names or shell patterns of further installed packages to put on hold.
+    type: list
+    elements: str
+    default: []
+  sources_changed:
+    description: Whether a package source was just changed, so that the lists must be refreshed in any case.
+    type: bool
+    default: false
+  install_recommends:
+    description: Whether apt also installs what the packages recommend.
+    type: bool
+    default: false
+  lock_timeout:
+    description: Seconds to wait for another package manager to finish.
+    type: int
+    default: 300
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+author:
+  - The blackwell.serving maintainers
+"""
+
+EXAMPLES = r"""
+- name: Install the driver of one branch as one set
+  blackwell.serving.apt_package_set:
+    packages:
+      - {name: nvidia-driver-cuda, version: 580.*}
+      - {name: nvidia-kernel-open-dkms, version: 580.*}
+    absent: [nvidia-kernel-dkms]
+    hold: true
+"""
+
+RETURN = r"""
+installed:
+  description: Packages that were, or in check mode would be, newly installed, with their version where it is known.
+  returned: success
+  type: list
+  elements: str
+upgraded:
+  description: Packages that were, or would be, brought to another version.
+  returned: success
+  type: list
+  elements: str
+removed:
+  description: Packages that were, or would be, removed.
+  returned: success
+  type: list
+  elements: str
+held:
+  description: Packages that were, or would be, newly put on hold.
+  returned: success
+  type: list
+  elements: str
+healed:
+  description: Packages that an interrupted dpkg had left unfinished and that were, or would be, finished.
+  returned: success
+  type: list
+  elements: str
+versions:
+  description: Installed version of each package of O(packages).
+  returned: success
+  type: dict
+"""
+
+from fnmatch import fnmatchcase
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.blackwell.serving.plugins.module_utils.package_set import (
+    DPKG_QUERY_FORMAT,
+    Package,
+    Steps,
+    Wanted,
+    chosen_version,
+    complaints,
+    needed_steps,
+    parse_dpkg_status,
+    parse_madison,
+    parse_policy,
+    parse_simulation,
+    parse_wanted,
+)
+
+VERBS = {"install", "hold", "policy", "madison", "--simulate", "--show"}
+ENVIRONMENT = {
+    "DEBIAN_FRONTEND": "noninteractive",
+    "NEEDRESTART_SUSPEND": "1",
+    "LANG": "C.UTF-8",
+    "LC_ALL": "C.UTF-8",
+}
+
+
+class PackageSet:
+    """The steps of one run on this host."""
+
+    def __init__(self, module: AnsibleModule) -> None:
+        self.module = module
+        self.changed = False
+        self.update_complaints = ""
+        parameters = module.params
+        self.wanted: list[Wanted] = parse_wanted(parameters["packages"])
+        self.apt_get = [
+            "apt-get",
+            "--yes",
+            "--quiet",
+            "--allow-downgrades",
+            "--allow-change-held-packages",
+            "-o",
+            f"DPkg::Lock::Timeout={parameters['lock_timeout']}",
+            "-o",
+            "Dpkg::Options::=--force-confdef",
+            "-o",
+            "Dpkg::Options::=--force-confold",
+            "-o",
+            f"APT::Install-Recommends={str(parameters['install_recommends']).lower()}",
+        ]
+        self.architecture = self.run(["dpkg", "--print-architecture"]).strip()
+
+    def run(self, command: list[str], may_fail: bool = False) -> str:
+        code, out, err = self.module.run_command(command, environ_update=ENVIRONMENT)
+        if code and not may_fail:
+            self.fail(" ".join(command[:1] + [word for word in command if word in VERBS]), out + err)
+        return out + err if may_fail else out
+
+    def fail(self, what: str, output: str) -> None:
+        reasons = complaints(output)
+        if self.update_complaints and self.update_complaints not in reasons:
+            reasons += f"\nRefreshing the package lists had failed before:\n{self.update_complaints}"
+        self.module.fail_json(msg=f"{what} failed:\n{reasons}", changed=self.changed)
+
+    def status(self) -> dict[str, Package]:
+        text = self.run(["dpkg-query", "--show", f"--showformat={DPKG_QUERY_FORMAT}"])
+        return parse_dpkg_status(text, self.architecture)
+
+    def steps(self, packages: dict[str, Package]) -> Steps:
+        parameters = self.module.params
+        return needed_steps(self.wanted, parameters["absent"], packages, parameters["hold"], parameters["hold_also"])
+
+    def heal(self, unfinished: list[str]) -> None:
+        self.module.warn(
+            f"dpkg was interrupted on this host and had left unfinished: {', '.join(unfinished)}. Finishing that first."
+        )
+        self.changed = True
+        self.run(["dpkg", "--configure", "--pending", "--force-confdef", "--force-confold"], may_fail=True)
+        broken = [name for name, package in self.status().items() if package.unfinished]
+        if not broken:
+            return
+        output = self.run([*self.apt_get, "--fix-broken", "install"], may_fail=True)
+        broken = [name for name, package in self.status().items() if package.unfinished]
+        if broken:
+            output += self.run([*self.apt_get, "install", "--reinstall", *broken], may_fail=True)
+        broken = [name for name, package in self.status().items() if package.unfinished]
+        if broken:
+            self.fail(f"Finishing {', '.join(broken)}, which an interrupted dpkg had left,", output)
+
+    def refresh_lists(self) -> None:
+        """A source that cannot be read is no failure as long as all packages are known without it."""
+        command = [*self.apt_get, "-o", "APT::Update::Error-Mode=any", "update"]
+        code, out, err = self.module.run_command(command, environ_update=ENVIRONMENT)
+        if code:
+            self.update_complaints = complaints(out + err)
+            self.module.warn(f"apt-get update: {self.update_complaints}")
+
+    def resolved(self, install: list[Wanted]) -> list[str]:
+        """`name=version` for apt-get; fails where a package is not offered in a version that will do."""
+        names = [package.name for package in install]
+        candidates = parse_policy(self.run(["apt-cache", "policy", *names]))
+        offered = parse_madison(self.run(["apt-cache", "madison", *names]))
+        words, missing = [], []
+        for package in install:
+            version = chosen_version(package, candidates, offered)
+            if version is None:
+                versions = ", ".join(offered.get(package.name, [])[:8]) or "none"
+                missing.append(f"{package.name} {package.version}".rstrip() + f" (offered: {versions})")
+            words.append(f"{package.name}={version}")
+        if missing:
+            self.module.fail_json(
+                msg="No package source offers "
+                + "; ".join(missing)
+                + (f"\napt-get update had failed:\n{self.update_complaints}" if self.update_complaints else ""),
+                changed=self.changed,
+            )
+        return words
+
+    def transact(self, steps: Steps) -> None:
+        words = [*self.resolved(steps.install), *(f"{name}-" for name in steps.remove)]
+        command = [*self.apt_get, "--purge", "install", *words]
+        simulation = self.run([*command[:1], "--simulate", *command[1:]])
+        _, removes = parse_simulation(simulation)
+        allowed = [*steps.remove, *self.module.params["may_remove"], *self.module.params["absent"]]
+        foreign = [name for name in removes if not any(fnmatchcase(name, pattern) for pattern in allowed)]
+        if foreign:
+            self.module.fail_json(
+                msg=f"apt would also remove {', '.join(foreign)}; that was not asked for, so nothing was done.",
+                changed=self.changed,
+            )
+        self.changed = True
+        self.run(command)
+
+    def apply(self, steps: Steps) -> None:
+        if steps.heal:
+            self.heal(steps.heal)
+            steps = self.steps(self.status())
+        if steps.install or self.module.params["sources_changed"]:
+            self.refresh_lists()
+        if steps.install or steps.remove:
+            self.transact(steps)
+        packages = self.status()
+        missing = [
+            f"{package.name} {package.version}".rstrip()
+            for package in self.wanted
+            if not package.satisfied_by(packages.get(package.name))
+        ]
+        if missing:
+            self.module.fail_json(
+                msg=f"apt ended without an error, but dpkg does not have: {', '.join(missing)}.", changed=self.changed
+            )
+        hold = self.steps(packages).hold
+        if hold:
+            self.changed = True
+            self.run(["apt-mark", "hold", *hold])
+
+
+def differences(steps: Steps, before: dict[str, Package], after: dict[str, Package]) -> dict[str, list[str]]:
+    """What was done, by comparing dpkg's status before and after."""
+    there = {name: package.version for name, package in before.items() if package.installed}
+    now = {name: package.version for name, package in after.items() if package.installed}
+    return {
+        "installed": sorted(f"{name} {version}" for name, version in now.items() if name not in there),
+        "upgraded": sorted(
+            f"{name} {there[name]} -> {version}" for name, version in now.items() if there.get(name, version) != version
+        ),
+        "removed": sorted(f"{name} {version}" for name, version in there.items() if name not in now),
+        "held": sorted(
+            name
+            for name, package in after.items()
+            if package.wanted == "hold" and (name not in before or before[name].wanted != "hold")
+        ),
+        "healed": steps.heal,
+    }
+
+
+def prediction(steps: Steps, before: dict[str, Package]) -> dict[str, list[str]]:
+    there = {name for name, package in before.items() if package.installed}
+    return {
+        "installed": [f"{item.name} {item.version}".rstrip() for item in steps.install if item.name not in there],
+        "upgraded": [
+            f"{item.name} {before[item.name].version} -> {item.version}" for item in steps.install if item.name in there
+        ],
+        "removed": [f"{name} {before[name].version}" for name in steps.remove],
+        "held": steps.hold,
+        "healed": steps.heal,
+    }
+
+
+def diff_of(done: dict[str, list[str]]) -> dict[str, str]:
+    before = [*done["removed"], *(line.split(" -> ")[0] for line in done["upgraded"])]
+    after = [*done["installed"], *(line.split(" ")[0] + " " + line.split(" -> ")[1] for line in done["upgraded"])]
+    after += [f"{name} (held)" for name in done["held"]]
+    before += [f"{name} (unfinished)" for name in done["healed"]]
+    return {
+        "before_header": "packages",
+        "after_header": "packages",
+        "before": "".join(f"{line}\n" for line in sorted(before)),
+        "after": "".join(f"{line}\n" for line in sorted(after)),
+    }
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "packages": {"type": "list", "elements": "raw", "required": True},
+            "absent": {"type": "list", "elements": "str", "default": []},
+            "may_remove": {"type": "list", "elements": "str", "default": []},
+            "hold": {"type": "bool", "default": False},
+            "hold_also": {"type": "list", "elements": "str", "default": []},
+            "sources_changed": {"type": "bool", "default": False},
+            "install_recommends": {"type": "bool", "default": False},
+            "lock_timeout": {"type": "int", "default": 300},
+        },
+        supports_check_mode=True,
+    )
+    try:
+        package_set = PackageSet(module)
+    except ValueError as error:
+        module.fail_json(msg=f"packages: {error}.")
+    before = package_set.status()
+    steps = package_set.steps(before)
+    if module.check_mode:
+        done = prediction(steps, before)
+        changed = any(done.values())
+        after = before
+    else:
+        package_set.apply(steps)
+        after = package_set.status()
+        done = differences(steps, before, after)
+        changed = package_set.changed
+    module.exit_json(
+        changed=changed,
+        **done,
+        versions={item.name: after[item.name].version for item in package_set.wanted if item.name in after},
+        diff=diff_of(done),
+    )
+
+
+if __name__ == "__main__":
+    main()

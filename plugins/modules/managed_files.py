@@ -1,0 +1,187 @@
+#!/usr/bin/python
+"""Write several small files in one call."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: managed_files
+short_description: Write or remove several small text files in one call
+version_added: 0.2.0
+description:
+  - Brings a list of small text files to their content, mode and owner. One call takes the place of as many tasks.
+  - A file is replaced in one step; a reader sees the old or the new one.
+options:
+  files:
+    description: The files.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      path:
+        description: Where the file is; missing directories are made with mode 0755.
+        type: path
+        required: true
+      content:
+        description: What it holds; required unless O(files[].state=absent).
+        type: str
+      state:
+        description: Whether the file is there.
+        type: str
+        choices: [present, absent]
+        default: present
+      mode:
+        description: Its permissions.
+        type: str
+        default: "0644"
+      owner:
+        description: Its owner.
+        type: str
+        default: root
+      group:
+        description: Its group.
+        type: str
+        default: root
+  backup:
+    description: Keep the older version beside a file whose content is replaced.
+    type: bool
+    default: false
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+author:
+  - The blackwell.serving maintainers
+"""
+
+EXAMPLES = r"""
+- name: Keep nouveau off the GPU and the packages at their branch
+  blackwell.serving.managed_files:
+    files:
+      - path: /etc/modprobe.d/nouveau.conf
+        content: |
+          blacklist nouveau
+      - path: /etc/apt/sources.list.d/older.list
+        state: absent
+"""
+
+RETURN = r"""
+changed_paths:
+  description: Paths that were, or in check mode would be, written, removed or given other permissions.
+  returned: success
+  type: list
+  elements: str
+files:
+  description: Path, state and whether it changed, of each file.
+  returned: success
+  type: list
+  elements: dict
+"""
+
+import os
+import tempfile
+
+from ansible.module_utils.basic import AnsibleModule
+
+
+def text_of(path: str) -> str | None:
+    """The file's text; None where there is none."""
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as stream:
+            return stream.read()
+    except FileNotFoundError:
+        return None
+
+
+def write(module: AnsibleModule, path: str, content: str) -> None:
+    """Write beside the old file first, so that a full disk leaves that one as it was."""
+    directory = os.path.dirname(path)
+    os.makedirs(directory, mode=0o755, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=directory, prefix=f".{os.path.basename(path)}.")
+    module.add_cleanup_file(temporary)
+    with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.chmod(temporary, 0o600)
+    module.atomic_move(temporary, path)
+
+
+def bring_to_state(module: AnsibleModule, wanted: dict, diffs: list[dict]) -> bool:
+    """Whether the file was, or in check mode would be, changed."""
+    path = wanted["path"]
+    before = text_of(path)
+    after = wanted["content"] if wanted["state"] == "present" else None
+    replaced = before != after
+    if replaced:
+        diffs.append(
+            {
+                "before_header": path if before is not None else f"{path} (absent)",
+                "after_header": path if after is not None else f"{path} (absent)",
+                "before": before or "",
+                "after": after or "",
+            }
+        )
+        if not module.check_mode:
+            if before is not None and module.params["backup"]:
+                module.backup_local(path)
+            if after is None:
+                os.unlink(path)
+            else:
+                write(module, path, after)
+    if after is None or not os.path.exists(path):
+        return replaced
+    attributes = {name: wanted[name] for name in ("path", "owner", "group", "mode")}
+    return (
+        module.set_fs_attributes_if_different(attributes | {"secontext": None, "attributes": None}, changed=False)
+        or replaced
+    )
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "files": {
+                "type": "list",
+                "elements": "dict",
+                "required": True,
+                "options": {
+                    "path": {"type": "path", "required": True},
+                    "content": {"type": "str"},
+                    "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+                    "mode": {"type": "str", "default": "0644"},
+                    "owner": {"type": "str", "default": "root"},
+                    "group": {"type": "str", "default": "root"},
+                },
+                "required_if": [("state", "present", ["content"])],
+            },
+            "backup": {"type": "bool", "default": False},
+        },
+        supports_check_mode=True,
+    )
+    paths = [wanted["path"] for wanted in module.params["files"]]
+    for path in paths:
+        if not os.path.isabs(path):
+            module.fail_json(msg=f"{path}: must be an absolute path; nothing was changed.")
+        if os.path.isdir(path):
+            module.fail_json(msg=f"{path}: is a directory; nothing was changed.")
+        if paths.count(path) > 1:
+            module.fail_json(msg=f"{path}: is listed more than once; nothing was changed.")
+
+    files, diffs = [], []
+    for wanted in module.params["files"]:
+        try:
+            changed = bring_to_state(module, wanted, diffs)
+        except OSError as error:
+            done = [file["path"] for file in files if file["changed"]]
+            module.fail_json(
+                msg=f"{wanted['path']}: {error.strerror or error}. Written before: {', '.join(done) or 'nothing'}.",
+                changed=bool(done),
+            )
+        files.append({"path": wanted["path"], "state": wanted["state"], "changed": changed})
+    changed_paths = [file["path"] for file in files if file["changed"]]
+    module.exit_json(changed=bool(changed_paths), changed_paths=changed_paths, files=files, diff=diffs)
+
+
+if __name__ == "__main__":
+    main()
