@@ -1,0 +1,386 @@
+#!/usr/bin/env python3
+"""Test hosts for the molecule scenarios: containers that behave like small servers, reached over SSH.
+
+    molecule/lab/lab.py up HOST [--scenario S] [--distribution trixie|bookworm] [--gpu rtx_5090]... [--secure-boot off|on|none]
+                                [--nouveau] start a host (and the package mirror), or say that it runs
+    molecule/lab/lab.py down HOST|--all [--scenario S]      remove hosts and everything that is theirs
+    molecule/lab/lab.py ssh HOST [COMMAND...]               log in as `admin`, who may use sudo
+    molecule/lab/lab.py status                              what runs
+    molecule/lab/lab.py mirror                              start the package mirror alone; print its addresses and keys
+    molecule/lab/lab.py inventory                           the running hosts as an Ansible inventory
+
+`up` and `down` print one JSON object with `changed`. Needs a Docker engine, and mmdebstrap and gpg for the first start.
+Everything that is kept lies in .cache/lab of the repository.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+CACHE = HERE.parents[1] / ".cache/lab"
+NETWORK, SUBNET, MIRROR_ADDRESS = "blackwell-lab", "172.31.251.0/24", "172.31.251.2"
+MIRROR = "blackwell-lab-mirror"
+LABEL = "blackwell.lab"
+KERNEL = os.uname().release
+
+BASE_PACKAGES = """
+    busybox-static ca-certificates dbus dpkg-dev gcc initramfs-tools iproute2 iputils-ping kmod less libpam-systemd make
+    openssh-server openssl patch procps python3 sudo systemd systemd-sysv udev zstd
+""".split()
+DEBIAN_VERSIONS = {"bookworm": "debian12", "trixie": "debian13"}
+
+# PCI ids of the GPUs that a host can have (vendor NVIDIA, display controller).
+GPUS = {
+    "rtx_5090": {"device": "2b85", "class": "030000"},
+    "rtx_pro_6000": {"device": "2bb1", "class": "030000"},
+    "rtx_3090": {"device": "2204", "class": "030000"},
+}
+GPU_COMMON = {"vendor": "10de", "subsystem_vendor": "1043", "subsystem_device": "8a7c"}
+
+# systemd and a Docker engine of its own need these; nothing here may load a module into the machine's kernel.
+RUN_OPTIONS = """
+    --cap-add SYS_ADMIN --cap-add NET_ADMIN --cap-add SYS_PTRACE --cap-add SYS_NICE --cap-add SYSLOG
+    --security-opt seccomp=unconfined --security-opt apparmor=unconfined --security-opt systempaths=unconfined
+    --cgroupns host --volume /sys/fs/cgroup:/sys/fs/cgroup:rw --tmpfs /run --tmpfs /tmp:exec --restart always
+""".split()
+GPU_DEVICE_RULES = ["--device-cgroup-rule", "c 195:* rwm", "--device-cgroup-rule", "c 510:* rwm"]
+
+
+class LabError(Exception):
+    """Something that a person has to put right; the message says what."""
+
+
+def run(*command: str, stdin: bytes | None = None, check: bool = True) -> str:
+    """Standard output of a command. Raises LabError with its last words if it fails and `check` is set."""
+    try:
+        done = subprocess.run(command, input=stdin, capture_output=True, check=False)
+    except FileNotFoundError:
+        raise LabError(f"{command[0]} is not installed, and the test lab needs it") from None
+    if check and done.returncode:
+        words = (done.stderr or done.stdout).decode(errors="replace").strip()
+        raise LabError(f"{' '.join(command[:4])} … failed:\n{words[-2000:]}")
+    return done.stdout.decode(errors="replace")
+
+
+def docker(*arguments: str, **options) -> str:
+    return run("docker", *arguments, **options)
+
+
+def need_docker() -> None:
+    if shutil.which("docker") is None:
+        raise LabError("The test lab needs a Docker engine: install one (Debian: apt install docker.io) and run this again.")
+    answer = subprocess.run(["docker", "info"], capture_output=True, text=True, check=False)
+    if answer.returncode:
+        raise LabError(f"The test lab needs a Docker engine, and none answers: {answer.stderr.strip().splitlines()[-1]}")
+
+
+def digest(*parts: str | bytes) -> str:
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(part if isinstance(part, bytes) else part.encode())
+        total.update(b"\0")
+    return total.hexdigest()[:16]
+
+
+# Images
+
+
+def label_of(image: str, name: str) -> str:
+    return docker("image", "inspect", "--format", f'{{{{index .Config.Labels "{LABEL}.{name}"}}}}', image, check=False).strip()
+
+
+def archive() -> str:
+    """Address of the Debian archive that this machine installs from, the public one elsewhere."""
+    lines = run("apt-get", "indextargets", "--format", "$(CREATED_BY) $(COMPONENT) $(ORIGIN) $(REPO_URI)").splitlines()
+    uris = [words[3] for words in map(str.split, lines) if words[:3] == ["Packages", "main", "Debian"]]
+    uris = [uri for uri in uris if "security" not in uri]
+    return uris[0] if uris else "http://deb.debian.org/debian/"
+
+
+def build_base(distribution: str) -> None:
+    """Import a minimal Debian as blackwell-lab-base:DISTRIBUTION, if there is none of this content."""
+    image, inputs = f"blackwell-lab-base:{distribution}", digest(*BASE_PACKAGES)
+    if label_of(image, "inputs") == inputs:
+        return
+    note(f"Building the base image of {distribution} (minutes, once)")
+    CACHE.mkdir(parents=True, exist_ok=True)
+    tar = CACHE / f"{distribution}.tar"
+    keyring = "--keyring=/usr/share/keyrings/debian-archive-keyring.gpg"
+    packages = f"--include={','.join(BASE_PACKAGES)}"
+    run("mmdebstrap", "--variant=minbase", "--format=tar", keyring, packages, distribution, str(tar), archive())
+    docker("import", "--change", f"LABEL {LABEL}.inputs={inputs}", str(tar), image)
+    tar.unlink()
+
+
+def build_image(distribution: str) -> str:
+    """Make blackwell-lab:DISTRIBUTION current and return its name."""
+    build_base(distribution)
+    sources = sorted(path for path in (HERE / "image").rglob("*") if path.is_file())
+    contents = [part for path in sources for part in (str(path.relative_to(HERE)), path.read_bytes())]
+    base = docker("image", "inspect", "--format", "{{.Id}}", f"blackwell-lab-base:{distribution}").strip()
+    image, inputs = f"blackwell-lab:{distribution}", digest(base, KERNEL, *contents)
+    if label_of(image, "inputs") == inputs:
+        return image
+    note(f"Building the host image of {distribution}")
+    context = CACHE / f"image-{distribution}"
+    shutil.rmtree(context, ignore_errors=True)
+    shutil.copytree(HERE / "image", context)
+    write_kernel(context / "kernel")
+    run("docker", "build", "--quiet", "--network", "none", "--tag", image, "--label", f"{LABEL}.inputs={inputs}",
+        "--build-arg", f"DISTRIBUTION={distribution}", "--build-arg", f"KERNEL={KERNEL}", str(context))  # fmt: skip
+    shutil.rmtree(context)
+    return image
+
+
+def write_kernel(root: Path) -> None:
+    """What the distribution's package of the running kernel would have installed, without a kernel in it."""
+    modules = root / "usr/lib/modules" / KERNEL
+    (modules / "kernel/drivers/gpu/drm/nouveau").mkdir(parents=True)
+    (modules / "modules.order").write_text("kernel/drivers/gpu/drm/nouveau/nouveau.ko\n")
+    (modules / "modules.builtin").write_text("kernel/fs/overlayfs/overlay.ko\nkernel/net/bridge/br_netfilter.ko\n")
+    (modules / "modules.builtin.modinfo").touch()
+    boot = root / "boot"
+    boot.mkdir(parents=True)
+    (boot / f"vmlinuz-{KERNEL}").write_text("stand-in for a kernel (test lab)\n")
+    (boot / f"config-{KERNEL}").write_text("CONFIG_RD_ZSTD=y\nCONFIG_RD_GZIP=y\nCONFIG_MODULES=y\nCONFIG_BLK_DEV_INITRD=y\n")
+    (root / "usr/local/lib/lab").mkdir(parents=True)
+    (root / "usr/local/lib/lab/kernel-release").write_text(KERNEL + "\n")
+
+
+# Network and mirror
+
+
+def ensure_network() -> None:
+    if not docker("network", "ls", "--quiet", "--filter", f"name=^{NETWORK}$").strip():
+        docker("network", "create", "--subnet", SUBNET, "--label", LABEL, NETWORK)
+
+
+def ensure_mirror() -> bool:
+    """Build the stand-in packages and serve them at http://mirror/ of the lab's network; True if anything was done."""
+    import packages
+
+    repositories = CACHE / "mirror"
+    packages.build(repositories, KERNEL)
+    image = build_image("trixie")
+    inputs = digest(*[path.read_bytes() for path in sorted((HERE / "mirror").glob("*.py"))], str(CACHE))
+    running = docker("ps", "--quiet", "--filter", f"name=^{MIRROR}$", "--filter", f"label={LABEL}.inputs={inputs}").strip()
+    if running:
+        return False
+    docker("rm", "--force", "--volumes", MIRROR, check=False)
+    (CACHE / "downloads").mkdir(parents=True, exist_ok=True)
+    docker("run", "--detach", "--name", MIRROR, "--hostname", "mirror", "--network", NETWORK, "--network-alias", "mirror",
+           "--ip", MIRROR_ADDRESS, "--label", f"{LABEL}.inputs={inputs}", "--label", LABEL, "--stop-timeout", "1",
+           "--volume", f"{repositories}:/srv/repositories:ro", "--volume", f"{CACHE}/downloads:/srv/downloads",
+           "--volume", f"{HERE}/mirror:/srv/program:ro", image,
+           "python3", "/srv/program/server.py", archive())  # fmt: skip
+    wait_for(lambda: connects(MIRROR_ADDRESS, 80), "the package mirror", 20)
+    return True
+
+
+# Hosts
+
+
+def container_name(scenario: str, host: str) -> str:
+    return f"blackwell-lab-{scenario}-{host}"
+
+
+def up(host: str, scenario: str, distribution: str, gpus: list[str], secure_boot: str, nouveau: bool) -> dict:
+    name = container_name(scenario, host)
+    if docker("ps", "--quiet", "--filter", f"name=^{name}$").strip():
+        return {"changed": False, "host": host, "address": address_of(name)}
+    image = build_image(distribution)
+    ensure_network()
+    ensure_mirror()
+    hardware = {
+        "gpus": [GPU_COMMON | GPUS[gpu] for gpu in gpus],
+        "secure_boot": {"on": True, "off": False, "none": None}[secure_boot],
+        "nouveau": nouveau,
+    }
+    docker("rm", "--force", "--volumes", name, check=False)
+    for address in free_addresses():
+        try:
+            docker("create", "--name", name, "--hostname", host, "--network", NETWORK, "--ip", address, *RUN_OPTIONS,
+                   *GPU_DEVICE_RULES, "--label", LABEL, "--label", f"{LABEL}.scenario={scenario}", "--label",
+                   f"{LABEL}.host={host}", "--volume", "/var/lib/docker", "--volume", "/var/lib/containerd", image)  # fmt: skip
+            docker("cp", "-", f"{name}:/", stdin=host_files(hardware, distribution))
+            docker("start", name)
+            break
+        except LabError as problem:
+            docker("rm", "--force", "--volumes", name, check=False)
+            if "Address already in use" not in str(problem):
+                raise
+    address = address_of(name)
+    wait_for(lambda: answers(address), f"{host} at {address}", 60)
+    return {"changed": True, "host": host, "address": address}
+
+
+def host_files(hardware: dict, distribution: str) -> bytes:
+    """A tar archive of the files that differ from host to host."""
+    suites = f"{distribution} {distribution}-updates"
+    files = {
+        "etc/lab/hardware.json": json.dumps(hardware),
+        "etc/lab/authorized_keys": ssh_key().with_suffix(".pub").read_text(),
+        "etc/apt/sources.list": "",
+        "etc/apt/sources.list.d/debian.sources": "".join(
+            f"Types: deb\nURIs: http://mirror/{path}\nSuites: {names}\nComponents: main\n"
+            "Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg\n\n"
+            for path, names in (("debian", suites), ("debian-security", f"{distribution}-security"))
+        ),
+        "etc/apt/sources.list.d/kernel.sources": "Types: deb\nURIs: http://mirror/kernel\nSuites: ./\nTrusted: yes\n",
+        "etc/pip.conf": "[global]\nindex-url = http://mirror/pypi/simple\ntrusted-host = mirror\n",
+    }
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive_file:
+        for name, text in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode = len(text.encode()), 0o644
+            archive_file.addfile(entry, io.BytesIO(text.encode()))
+    return buffer.getvalue()
+
+
+def free_addresses() -> list[str]:
+    template = "{{range .Containers}}{{.IPv4Address}} {{end}}"
+    taken = {word.split("/")[0] for word in docker("network", "inspect", "--format", template, NETWORK).split()}
+    prefix = SUBNET.rsplit(".", 1)[0]
+    return [address for number in range(10, 250) if (address := f"{prefix}.{number}") not in taken]
+
+
+def address_of(name: str) -> str:
+    form = f'{{{{(index .NetworkSettings.Networks "{NETWORK}").IPAddress}}}}'
+    return docker("inspect", "--format", form, name).strip()
+
+
+def down(scenario: str, host: str | None) -> dict:
+    filters = ["--filter", f"label={LABEL}.scenario={scenario}"]
+    if host:
+        filters += ["--filter", f"label={LABEL}.host={host}"]
+    found = docker("ps", "--all", "--quiet", *filters).split()
+    if found:
+        docker("rm", "--force", "--volumes", *found)
+    return {"changed": bool(found)}
+
+
+def hosts() -> list[dict]:
+    """The lab's running hosts: name, scenario, address."""
+    form = f'{{{{.Names}}}} {{{{.Label "{LABEL}.scenario"}}}} {{{{.Label "{LABEL}.host"}}}}'
+    lines = docker("ps", "--filter", f"label={LABEL}.host", "--format", form).splitlines()
+    return [
+        {"name": host, "scenario": scenario, "container": name, "address": address_of(name)}
+        for name, scenario, host in map(str.split, sorted(lines))
+    ]
+
+
+def ssh_key() -> Path:
+    key = CACHE / "ssh_key"
+    if not key.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "test lab", "-f", str(key))
+    return key
+
+
+def ssh_command(address: str) -> list[str]:
+    options = ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "BatchMode=yes", "ConnectTimeout=2"]
+    return ["ssh", "-i", str(ssh_key()), *[word for option in options for word in ("-o", option)], f"admin@{address}"]
+
+
+def inventory(scenario: str | None) -> dict:
+    """Ansible's inventory of the running hosts of a scenario, with the mirror's addresses as variables of all hosts."""
+    import packages
+
+    hostvars = {
+        host["name"]: {
+            "ansible_host": host["address"],
+            "ansible_user": "admin",
+            "ansible_ssh_private_key_file": str(ssh_key()),
+            "ansible_ssh_common_args": "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR",
+            "lab_container": host["container"],
+        }
+        for host in hosts()
+        if scenario in (None, host["scenario"])
+    }
+    repositories = CACHE / "mirror"
+    variables = packages.role_variables(repositories) if (repositories / "complete").exists() else {}
+    return {"_meta": {"hostvars": hostvars}, "all": {"hosts": list(hostvars), "vars": variables}}
+
+
+def connects(address: str, port: int) -> bool:
+    try:
+        socket.create_connection((address, port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def answers(address: str) -> bool:
+    return connects(address, 22) and not subprocess.run([*ssh_command(address), "true"], capture_output=True, check=False).returncode
+
+
+def wait_for(condition, what: str, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise LabError(f"{what} did not answer within {seconds:.0f} s")
+        time.sleep(0.2)
+
+
+def note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    start = commands.add_parser("up")
+    start.add_argument("host")
+    start.add_argument("--distribution", choices=sorted(DEBIAN_VERSIONS), default="trixie")
+    start.add_argument("--gpu", action="append", choices=sorted(GPUS), default=[])
+    start.add_argument("--secure-boot", choices=["off", "on", "none"], default="off")
+    start.add_argument("--nouveau", action="store_true")
+    stop = commands.add_parser("down")
+    stop.add_argument("host", nargs="?")
+    stop.add_argument("--all", action="store_true")
+    login = commands.add_parser("ssh")
+    login.add_argument("host")
+    login.add_argument("remote", nargs=argparse.REMAINDER)
+    for command in (start, stop, login):
+        command.add_argument("--scenario", default="hand")
+    for name in ("status", "mirror", "inventory"):
+        commands.add_parser(name)
+    words = parser.parse_args()
+    try:
+        need_docker()
+        if words.command == "up":
+            print(json.dumps(up(words.host, words.scenario, words.distribution, words.gpu, words.secure_boot, words.nouveau)))
+        elif words.command == "down":
+            if not (words.host or words.all):
+                parser.error("say which host, or --all")
+            print(json.dumps(down(words.scenario, words.host)))
+        elif words.command == "ssh":
+            address = address_of(container_name(words.scenario, words.host))
+            os.execvp("ssh", [*ssh_command(address), *words.remote])
+        elif words.command == "status":
+            for host in hosts():
+                print(f"{host['scenario']:<16} {host['name']:<24} {host['address']}")
+        elif words.command == "mirror":
+            ensure_network()
+            changed = ensure_mirror()
+            print(json.dumps({"changed": changed} | inventory(None)["all"]["vars"], indent=2))
+        elif words.command == "inventory":
+            print(json.dumps(inventory(None), indent=2))
+    except LabError as problem:
+        raise SystemExit(f"lab: {problem}") from None
+
+
+if __name__ == "__main__":
+    main()
