@@ -128,8 +128,8 @@ def _sysfs_address(bus_id: str | None) -> str | None:
     """00000000:0A:00.0 as 0000:0a:00.0."""
     if not bus_id:
         return None
-    domain, separator, rest = bus_id.lower().partition(":")
-    return f"{domain[-4:]}{separator}{rest}" if len(domain) > 4 and not domain.strip("0") else f"{domain}:{rest}"
+    domain, _, rest = bus_id.lower().partition(":")
+    return f"{int(domain, 16):04x}:{rest}"
 
 
 def toolkit_version(text: str) -> str | None:
@@ -142,12 +142,13 @@ def cdi_spec(path: str, text: str) -> dict[str, Any] | None:
     """Kind, device names and driver version of a CDI specification in JSON or YAML; None for what is neither.
 
     YAML is read line by line, because the host's Python may have no YAML library: `kind` and the `name` of each item of
-    `devices` stand at the least indentation that they can have. The driver version is that of libcuda's file name.
+    `devices` stand at the least indentation that they can have. The driver version is that of libcuda's file name, or
+    else what the hook for compatibility libraries is told.
     """
     kind, devices = _cdi_json(text) if text.lstrip().startswith("{") else _cdi_yaml(text)
     if not kind:
         return None
-    driver = re.search(rf"/libcuda\.so\.{_VERSION}\b", text)
+    driver = re.search(rf"/libcuda\.so\.{_VERSION}\b", text) or re.search(rf"--host-driver-version={_VERSION}\b", text)
     return {"path": path, "kind": kind, "devices": devices, "driver_version": driver[1] if driver else None}
 
 

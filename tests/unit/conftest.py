@@ -1,0 +1,121 @@
+"""Hosts that say what was recorded, or what a test makes up."""
+
+import fnmatch
+import posixpath
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+RECORDINGS = Path(__file__).resolve().parents[1] / "fixtures/host_facts"
+
+
+class FakeHost:
+    """Answers as `host_facts.host.Host` does, from dictionaries.
+
+    `commands`: by command line or its first words, (status, standard output, standard error). `file_systems`: by mount
+    point, {size, available}. `docker`: answers of the Docker engine's API by path.
+    """
+
+    def __init__(self, files=None, links=None, commands=None, file_systems=None, docker=None, **system: str):
+        self.files: dict[str, str | bytes] = dict(files or {})
+        self.links: dict[str, str] = dict(links or {})
+        self.commands: dict[str, tuple[int | None, str, str]] = dict(commands or {})
+        self.file_systems = file_systems or {"/": {"size": 10**12, "available": 10**11}}
+        self.docker: dict[str, Any] = dict(docker or {})
+        self.system = {"kernel_release": "6.12.57+deb13-amd64", "machine": "x86_64"} | system
+        self.asked: list[str] = []
+
+    def read_bytes(self, path):
+        content = self.files.get(path)
+        return content.encode() if isinstance(content, str) else content
+
+    def read(self, path):
+        content = self.read_bytes(path)
+        return None if content is None else content.decode()
+
+    def _paths(self):
+        for path in [*self.files, *self.links]:
+            while path != "/":
+                yield path
+                path = posixpath.dirname(path)
+
+    def exists(self, path):
+        return path in self._paths()
+
+    def glob(self, pattern):
+        depth = pattern.count("/")
+        return sorted({path for path in self._paths() if path.count("/") == depth and fnmatch.fnmatch(path, pattern)})
+
+    def real_path(self, path):
+        return self.links.get(path, path)
+
+    def which(self, command):
+        return f"/usr/bin/{command}" if any(line.split()[0] == command for line in self.commands) else None
+
+    def kernel_release(self):
+        return self.system["kernel_release"]
+
+    def machine(self):
+        return self.system["machine"]
+
+    def file_system(self, path):
+        from ansible_collections.blackwell.serving.plugins.module_utils.host_facts.host import FileSystem
+
+        while path not in self.file_systems:
+            path = posixpath.dirname(path)
+        return FileSystem(path, **self.file_systems[path])
+
+    def run(self, command, timeout=20):
+        from ansible_collections.blackwell.serving.plugins.module_utils.host_facts.host import Output
+
+        line = " ".join(command)
+        self.asked.append(line)
+        known = max((start for start in self.commands if line.startswith(start)), key=len, default=None)
+        return Output(None, "", f"{command[0]} is not installed") if known is None else Output(*self.commands[known])
+
+    def run_all(self, commands):
+        return {name: self.run(command) for name, command in commands.items()}
+
+    def docker_api(self, socket_path, paths, timeout=10):
+        return [self.docker.get(path) for path in paths]
+
+
+@pytest.fixture(scope="session")
+def recording() -> Callable[[str], str]:
+    """The text of a file in tests/fixtures/host_facts."""
+    return lambda name: (RECORDINGS / name).read_text("utf-8")
+
+
+@pytest.fixture
+def fake_host() -> type[FakeHost]:
+    return FakeHost
+
+
+@pytest.fixture
+def h200_host(recording) -> FakeHost:
+    """The recorded host with one H200."""
+    folder = "h200_580.159.04_ubuntu2404"
+    host = yaml.safe_load(recording(f"{folder}/host.yml"))
+    files = {path: recording(f"{folder}/{name}") for path, name in host["files"].items()}
+    files |= dict.fromkeys(host["empty_files"], "")
+    links = dict(host["links"])
+    for line in recording(f"{folder}/{host['pci']}").splitlines():
+        address, name, *value = line.split()
+        if name == "driver" and value:
+            links[f"/sys/bus/pci/devices/{address}/driver"] = posixpath.normpath(
+                posixpath.join("/sys/bus/pci/devices", value[0])
+            )
+        elif value:
+            files[f"/sys/bus/pci/devices/{address}/{name}"] = f"{value[0]}\n"
+    commands = {c["command"]: (c["status"], recording(f"{folder}/{c['stdout']}"), "") for c in host["commands"]}
+    return FakeHost(
+        files,
+        links,
+        commands,
+        host["file_systems"],
+        kernel_release=host["kernel_release"],
+        machine=host["machine"],
+    )
