@@ -32,6 +32,11 @@ options:
     type: list
     elements: str
     default: []
+  must_not_install:
+    description: Names or shell patterns of packages that must not come along; then nothing is done.
+    type: list
+    elements: str
+    default: []
   hold:
     description: Whether the packages of O(packages) are put on hold.
     type: bool
@@ -227,7 +232,18 @@ class PackageSet:
         words = [*self.resolved(steps.install), *(f"{name}-" for name in steps.remove)]
         command = [*self.apt_get, "--purge", "install", *words]
         simulation = self.run([*command[:1], "--simulate", *command[1:]])
-        _, removes = parse_simulation(simulation)
+        installs, removes = parse_simulation(simulation)
+        there = {name for name, package in self.status().items() if package.installed}
+        unwanted = [
+            name
+            for name in installs
+            if name not in there and any(fnmatchcase(name, it) for it in self.module.params["must_not_install"])
+        ]
+        if unwanted:
+            self.module.fail_json(
+                msg=f"apt would also install {', '.join(unwanted)}, which must not come along; nothing was done.",
+                changed=self.changed,
+            )
         allowed = [*steps.remove, *self.module.params["may_remove"], *self.module.params["absent"]]
         foreign = [name for name in removes if not any(fnmatchcase(name, pattern) for pattern in allowed)]
         if foreign:
@@ -313,6 +329,7 @@ def main() -> None:
             "packages": {"type": "list", "elements": "raw", "required": True},
             "absent": {"type": "list", "elements": "str", "default": []},
             "may_remove": {"type": "list", "elements": "str", "default": []},
+            "must_not_install": {"type": "list", "elements": "str", "default": []},
             "hold": {"type": "bool", "default": False},
             "hold_also": {"type": "list", "elements": "str", "default": []},
             "sources_changed": {"type": "bool", "default": False},

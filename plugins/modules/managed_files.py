@@ -41,6 +41,22 @@ options:
         description: Its group.
         type: str
         default: root
+  then:
+    description: Commands to run, in this order, after certain files changed.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      argv:
+        description: The command and its arguments.
+        type: list
+        elements: str
+        required: true
+      when_changed:
+        description: It runs if one of these files changed. If it fails, they are put back; the next run tries again.
+        type: list
+        elements: path
+        required: true
   backup:
     description: Keep the older version beside a file whose content is replaced.
     type: bool
@@ -63,6 +79,9 @@ EXAMPLES = r"""
           blacklist nouveau
       - path: /etc/apt/sources.list.d/older.list
         state: absent
+    then:
+      - argv: [update-initramfs, -u]
+        when_changed: [/etc/modprobe.d/nouveau.conf]
 """
 
 RETURN = r"""
@@ -76,6 +95,11 @@ files:
   returned: success
   type: list
   elements: dict
+commands:
+  description: Commands of O(then) that ran, or in check mode would run.
+  returned: success
+  type: list
+  elements: str
 """
 
 import os
@@ -138,6 +162,35 @@ def bring_to_state(module: AnsibleModule, wanted: dict, diffs: list[dict]) -> bo
     )
 
 
+def put_back(module: AnsibleModule, before: dict[str, str | None]) -> None:
+    for path, content in before.items():
+        if content is not None:
+            write(module, path, content)
+        elif os.path.exists(path):
+            os.unlink(path)
+
+
+def run_commands(module: AnsibleModule, changed_paths: list[str], before: dict[str, str | None]) -> list[str]:
+    """Command lines that ran; a failed one ends the module."""
+    done = []
+    for command in module.params["then"]:
+        concerned = [path for path in command["when_changed"] if path in changed_paths]
+        if not concerned:
+            continue
+        line = " ".join(command["argv"])
+        done.append(line)
+        if module.check_mode:
+            continue
+        code, out, err = module.run_command(command["argv"])
+        if code:
+            put_back(module, {path: before[path] for path in concerned})
+            reason = "\n".join((out + err).strip().splitlines()[-10:])
+            module.fail_json(
+                msg=f"{line} failed after {', '.join(concerned)} changed, which was put back:\n{reason}", changed=True
+            )
+    return done
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -155,6 +208,15 @@ def main() -> None:
                 },
                 "required_if": [("state", "present", ["content"])],
             },
+            "then": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "argv": {"type": "list", "elements": "str", "required": True},
+                    "when_changed": {"type": "list", "elements": "path", "required": True},
+                },
+            },
             "backup": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
@@ -168,9 +230,10 @@ def main() -> None:
         if paths.count(path) > 1:
             module.fail_json(msg=f"{path}: is listed more than once; nothing was changed.")
 
-    files, diffs = [], []
+    files, diffs, before = [], [], {}
     for wanted in module.params["files"]:
         try:
+            before[wanted["path"]] = text_of(wanted["path"])
             changed = bring_to_state(module, wanted, diffs)
         except OSError as error:
             done = [file["path"] for file in files if file["changed"]]
@@ -180,7 +243,10 @@ def main() -> None:
             )
         files.append({"path": wanted["path"], "state": wanted["state"], "changed": changed})
     changed_paths = [file["path"] for file in files if file["changed"]]
-    module.exit_json(changed=bool(changed_paths), changed_paths=changed_paths, files=files, diff=diffs)
+    commands = run_commands(module, changed_paths, before)
+    module.exit_json(
+        changed=bool(changed_paths), changed_paths=changed_paths, files=files, commands=commands, diff=diffs
+    )
 
 
 if __name__ == "__main__":
