@@ -14,10 +14,13 @@ Everything that is kept lies in .cache/lab of the repository.
 """
 
 import argparse
+import contextlib
+import fcntl
 import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -38,15 +41,15 @@ BASE_PACKAGES = """
     busybox-static ca-certificates dbus dpkg-dev gcc initramfs-tools iproute2 iputils-ping kmod less libpam-systemd make
     openssh-server openssl patch procps python3 sudo systemd systemd-sysv udev zstd
 """.split()
-DEBIAN_VERSIONS = {"bookworm": "debian12", "trixie": "debian13"}
+PYTHON_VERSIONS = {"bookworm": "3.11", "trixie": "3.13"}
+HOST_PYTHON_PACKAGES = ["python-on-whales", "pydantic", "pydantic-core", "typing-extensions", "typing-inspection", "annotated-types"]
 
-# PCI ids of the GPUs that a host can have (vendor NVIDIA, display controller).
+# The GPUs that a host can have: PCI device id, and what nvidia-smi says of them.
 GPUS = {
-    "rtx_5090": {"device": "2b85", "class": "030000"},
-    "rtx_pro_6000": {"device": "2bb1", "class": "030000"},
-    "rtx_3090": {"device": "2204", "class": "030000"},
+    "rtx_5090": {"device": "2b85", "name": "NVIDIA GeForce RTX 5090", "compute_cap": "12.0", "memory.total": "32607"},
+    "rtx_3090": {"device": "2204", "name": "NVIDIA GeForce RTX 3090", "compute_cap": "8.6", "memory.total": "24576"},
 }
-GPU_COMMON = {"vendor": "10de", "subsystem_vendor": "1043", "subsystem_device": "8a7c"}
+GPU_COMMON = {"vendor": "10de", "class": "030000", "subsystem_vendor": "1043", "subsystem_device": "8a7c"}
 
 # systemd and a Docker engine of its own need these; nothing here may load a module into the machine's kernel.
 RUN_OPTIONS = """
@@ -91,6 +94,15 @@ def digest(*parts: str | bytes) -> str:
         total.update(part if isinstance(part, bytes) else part.encode())
         total.update(b"\0")
     return total.hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def one_at_a_time():
+    """Builds of images and packages wait for each other, also those of other processes."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 # Images
@@ -161,6 +173,30 @@ def write_kernel(root: Path) -> None:
 # Network and mirror
 
 
+def fetch_docker_programs() -> None:
+    """Lay the programs for the stand-ins of Docker's packages out in .cache/lab/docker, once."""
+    if (CACHE / "docker/versions.json").exists():
+        return
+    note("Fetching Debian's build of Docker for the mirror")
+    (CACHE / "docker").mkdir(parents=True, exist_ok=True)
+    volumes = ["--volume", f"{CACHE}/docker:/out", "--volume", f"{HERE}/mirror:/srv/program:ro"]
+    docker("run", "--rm", *volumes, "blackwell-lab-base:trixie", "sh", "/srv/program/repack_docker.sh", "/out")
+
+
+def fetch_wheels() -> None:
+    """Keep the Python packages that hosts install, as this repository's lock has them, for each distribution's Python."""
+    lock = (HERE.parents[1] / "requirements/test-py312.lock").read_text()
+    pins = [found[0] for name in HOST_PYTHON_PACKAGES if (found := re.findall(rf"^{name}==\S+", lock, re.MULTILINE))]
+    wheels = CACHE / "wheels"
+    if wheels.exists() and (wheels / "inputs").exists() and (wheels / "inputs").read_text() == digest(*pins):
+        return
+    note("Fetching the Python packages for the mirror")
+    for version in PYTHON_VERSIONS.values():
+        run(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--python-version", version,
+            "--platform", "manylinux_2_28_x86_64", "--platform", "manylinux2014_x86_64", "--dest", str(wheels), *pins)  # fmt: skip
+    (wheels / "inputs").write_text(digest(*pins))
+
+
 def ensure_network() -> None:
     if not docker("network", "ls", "--quiet", "--filter", f"name=^{NETWORK}$").strip():
         docker("network", "create", "--subnet", SUBNET, "--label", LABEL, NETWORK)
@@ -168,12 +204,15 @@ def ensure_network() -> None:
 
 def ensure_mirror() -> bool:
     """Build the stand-in packages and serve them at http://mirror/ of the lab's network; True if anything was done."""
-    import packages
+    from mirror import packages
 
-    repositories = CACHE / "mirror"
-    packages.build(repositories, KERNEL)
     image = build_image("trixie")
-    inputs = digest(*[path.read_bytes() for path in sorted((HERE / "mirror").glob("*.py"))], str(CACHE))
+    fetch_docker_programs()
+    fetch_wheels()
+    repositories = CACHE / "mirror"
+    if packages.build(repositories, KERNEL, CACHE / "docker"):
+        note("Built the stand-in packages")
+    inputs = digest((HERE / "mirror/server.py").read_bytes(), str(CACHE))
     running = docker("ps", "--quiet", "--filter", f"name=^{MIRROR}$", "--filter", f"label={LABEL}.inputs={inputs}").strip()
     if running:
         return False
@@ -182,7 +221,7 @@ def ensure_mirror() -> bool:
     docker("run", "--detach", "--name", MIRROR, "--hostname", "mirror", "--network", NETWORK, "--network-alias", "mirror",
            "--ip", MIRROR_ADDRESS, "--label", f"{LABEL}.inputs={inputs}", "--label", LABEL, "--stop-timeout", "1",
            "--volume", f"{repositories}:/srv/repositories:ro", "--volume", f"{CACHE}/downloads:/srv/downloads",
-           "--volume", f"{HERE}/mirror:/srv/program:ro", image,
+           "--volume", f"{CACHE}/wheels:/srv/wheels:ro", "--volume", f"{HERE}/mirror:/srv/program:ro", image,
            "python3", "/srv/program/server.py", archive())  # fmt: skip
     wait_for(lambda: connects(MIRROR_ADDRESS, 80), "the package mirror", 20)
     return True
@@ -199,9 +238,10 @@ def up(host: str, scenario: str, distribution: str, gpus: list[str], secure_boot
     name = container_name(scenario, host)
     if docker("ps", "--quiet", "--filter", f"name=^{name}$").strip():
         return {"changed": False, "host": host, "address": address_of(name)}
-    image = build_image(distribution)
-    ensure_network()
-    ensure_mirror()
+    with one_at_a_time():
+        image = build_image(distribution)
+        ensure_network()
+        ensure_mirror()
     hardware = {
         "gpus": [GPU_COMMON | GPUS[gpu] for gpu in gpus],
         "secure_boot": {"on": True, "off": False, "none": None}[secure_boot],
@@ -237,7 +277,7 @@ def host_files(hardware: dict, distribution: str) -> bytes:
             "Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg\n\n"
             for path, names in (("debian", suites), ("debian-security", f"{distribution}-security"))
         ),
-        "etc/apt/sources.list.d/kernel.sources": "Types: deb\nURIs: http://mirror/kernel\nSuites: ./\nTrusted: yes\n",
+        "etc/apt/sources.list.d/kernel.sources": "Types: deb\nURIs: http://mirror/kernel\nSuites: /\nTrusted: yes\n",
         "etc/pip.conf": "[global]\nindex-url = http://mirror/pypi/simple\ntrusted-host = mirror\n",
     }
     buffer = io.BytesIO()
@@ -296,7 +336,7 @@ def ssh_command(address: str) -> list[str]:
 
 def inventory(scenario: str | None) -> dict:
     """Ansible's inventory of the running hosts of a scenario, with the mirror's addresses as variables of all hosts."""
-    import packages
+    from mirror import packages
 
     hostvars = {
         host["name"]: {
@@ -343,7 +383,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     start = commands.add_parser("up")
     start.add_argument("host")
-    start.add_argument("--distribution", choices=sorted(DEBIAN_VERSIONS), default="trixie")
+    start.add_argument("--distribution", choices=sorted(PYTHON_VERSIONS), default="trixie")
     start.add_argument("--gpu", action="append", choices=sorted(GPUS), default=[])
     start.add_argument("--secure-boot", choices=["off", "on", "none"], default="off")
     start.add_argument("--nouveau", action="store_true")
@@ -373,8 +413,9 @@ def main() -> None:
             for host in hosts():
                 print(f"{host['scenario']:<16} {host['name']:<24} {host['address']}")
         elif words.command == "mirror":
-            ensure_network()
-            changed = ensure_mirror()
+            with one_at_a_time():
+                ensure_network()
+                changed = ensure_mirror()
             print(json.dumps({"changed": changed} | inventory(None)["all"]["vars"], indent=2))
         elif words.command == "inventory":
             print(json.dumps(inventory(None), indent=2))

@@ -1,7 +1,7 @@
-"""Serves the stand-in repositories, and passes Debian's archive and the Python package index on, each file kept.
+"""Serves the stand-in repositories, and some Python packages, and Debian's archive, passed on and kept.
 
 Runs inside a container of the lab: python3 server.py DEBIAN_ARCHIVE_URL. Below /srv: repositories/ (the stand-ins),
-downloads/ (what was fetched before), program/ (this file).
+downloads/ (what was fetched before), wheels/ (the Python packages), program/ (this file).
 """
 
 import hashlib
@@ -14,8 +14,8 @@ import urllib.request
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-REPOSITORIES, DOWNLOADS = Path("/srv/repositories"), Path("/srv/downloads")
-CHANGING = ("InRelease", "Release", "Release.gpg")  # asked for anew each time; everything else is kept for good
+REPOSITORIES, DOWNLOADS, WHEELS = Path("/srv/repositories"), Path("/srv/downloads"), Path("/srv/wheels")
+KEPT = ("/pool/", "/by-hash/")  # files below these never change; the others are asked for anew each time
 
 
 def upstream_of(path: str, archive: str) -> str | None:
@@ -35,6 +35,12 @@ class Handler(SimpleHTTPRequestHandler):
         super().__init__(*arguments, directory=str(REPOSITORIES), **options)
 
     def do_GET(self) -> None:
+        if self.path.startswith("/pypi/simple/"):
+            self.list_wheels(self.path.removeprefix("/pypi/simple/").strip("/"))
+            return
+        if self.path.startswith("/pypi/files/"):
+            self.send_file(WHEELS / Path(self.path).name)
+            return
         target = upstream_of(self.path, self.archive)
         if target is None:
             super().do_GET()
@@ -47,21 +53,35 @@ class Handler(SimpleHTTPRequestHandler):
         except OSError as problem:
             self.send_error(502, str(problem))
             return
-        self.send_response(200)
-        self.send_header("Content-Length", str(kept.stat().st_size))
-        self.end_headers()
-        with kept.open("rb") as file:
+        self.send_file(kept)
+
+    def send_file(self, path: Path) -> None:
+        if not path.is_file():
+            self.send_error(404)
+            return
+        with path.open("rb") as file:
+            self.send_response(200)
+            self.send_header("Content-Length", str(os.fstat(file.fileno()).st_size))
+            self.end_headers()
             shutil.copyfileobj(file, self.wfile)
+
+    def list_wheels(self, project: str) -> None:
+        """A project's page of the simple index (PEP 503)."""
+        names = [path.name for path in sorted(WHEELS.glob("*.whl")) if path.name.split("-")[0].lower().replace("_", "-") == project]
+        page = "".join(f'<a href="/pypi/files/{name}">{name}</a>\n' for name in names).encode()
+        self.send_response(200 if names else 404)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", str(len(page)))
+        self.end_headers()
+        self.wfile.write(page)
 
     def fetch(self, target: str) -> Path:
         """The file of that address, from an earlier download if it cannot have changed."""
         kept = DOWNLOADS / hashlib.sha256(target.encode()).hexdigest()
-        if kept.exists() and (not target.endswith(CHANGING) or "/by-hash/" in target):
+        if kept.exists() and any(part in target for part in KEPT):
             return kept
         with urllib.request.urlopen(target, timeout=60) as answer, tempfile.NamedTemporaryFile(dir=DOWNLOADS, delete=False) as part:
             shutil.copyfileobj(answer, part)
-        if "/dists/" in target and "/by-hash/" not in target:
-            return Path(part.name).rename(kept.with_suffix(".now"))
         os.replace(part.name, kept)
         return kept
 
