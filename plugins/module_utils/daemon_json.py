@@ -24,6 +24,9 @@ _UNION_LISTS = {
 # Lists of `name=value`: ours replace entries of the same name. Other lists are replaced whole.
 _NAMED_LISTS = {"exec-opts", "labels", "storage-opts"}
 
+# A driver of others may not know our options, and ours not theirs.
+_LOGGING = {"log-driver", "log-opts"}
+
 # What SIGHUP applies: daemon/reload.go, daemon/reload_unix.go and reloadConfig in the daemon command of moby 25 (commit
 # 056be8b7b0e0), and "Configuration reload behavior" in docker/cli, docs/reference/dockerd.md (commit 0bab00741722).
 _RELOADABLE = {
@@ -91,11 +94,22 @@ def merge(current: Settings, record: Mapping[str, Settings], wanted: Settings) -
 
     `record` is `{"managed": {...}, "replaced": {...}}`, or empty the first time.
     """
-    managed, replaced = record.get("managed", {}), record.get("replaced", {})
-    foreign = _without(_unfold(current), _unfold(managed), _unfold(replaced))
     displaced: Settings = {}
-    merged = _with(foreign, _unfold(wanted), displaced)
+    merged = _with(_foreign(current, record), _unfold(wanted), displaced)
     return _fold(merged), {"managed": wanted, "replaced": _fold(displaced)} if wanted else {}
+
+
+def with_defaults(current: Settings, record: Mapping[str, Settings], wanted: Settings, defaults: Settings) -> Settings:
+    """`wanted`, and those `defaults` whose key neither it nor others set; log-driver and log-opts go together."""
+    taken = {*wanted, *_foreign(current, record)}
+    if taken & _LOGGING:
+        taken |= _LOGGING
+    return {**{key: value for key, value in defaults.items() if key not in taken}, **wanted}
+
+
+def _foreign(current: Settings, record: Mapping[str, Settings]) -> Settings:
+    """`current` (lists unfolded) as it would be without us."""
+    return _without(_unfold(current), _unfold(record.get("managed", {})), _unfold(record.get("replaced", {})))
 
 
 class _Entries(dict):

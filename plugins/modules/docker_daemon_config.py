@@ -25,6 +25,12 @@ options:
     description: The settings that are wanted, as in C(daemon.json). Empty, what was set before is taken out.
     type: dict
     default: {}
+  defaults:
+    description:
+      - Settings that are wanted as long as nobody else sets the same key of the file. C(log-driver) and C(log-opts)
+        count as one key.
+    type: dict
+    default: {}
   owner:
     description: Who wants these settings. Each owner's settings are remembered apart, and two may not contradict.
     type: str
@@ -236,10 +242,12 @@ class Change:
     def run(self) -> None:
         before = self._read()
         records = self._records()
-        others = {owner: record["managed"] for owner, record in records.items() if owner != self.owner}
+        record = records.get(self.owner, {})
+        self.wanted = daemon_json.with_defaults(before, record, self.wanted, self.module.params["defaults"])
+        others = {owner: kept["managed"] for owner, kept in records.items() if owner != self.owner}
         if contradicting := daemon_json.contradictions(self.wanted, others):
             self.fail(f"Other owners want other values in {self.path}: {', '.join(contradicting)}. It is as it was.")
-        self.after, record = daemon_json.merge(before, records.get(self.owner, {}), self.wanted)
+        self.after, record = daemon_json.merge(before, record, self.wanted)
         after = self.after
         new_records = {owner: kept for owner, kept in {**records, self.owner: record}.items() if kept}
         keys = daemon_json.changed_keys(before, after)
@@ -404,6 +412,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "settings": {"type": "dict", "default": {}},
+            "defaults": {"type": "dict", "default": {}},
             "owner": {"type": "str", "default": "main"},
             "path": {"type": "path", "default": "/etc/docker/daemon.json"},
             "service": {"type": "str", "default": "docker.service"},

@@ -374,3 +374,19 @@ def test_a_new_file_is_readable_by_all_and_an_old_one_keeps_its_mode(host: Host)
     host.file.chmod(0o640)
     host.run({"debug": False})
     assert stat.S_IMODE(host.file.stat().st_mode) == 0o640
+
+
+def test_defaults_give_way_to_what_others_wrote(host: Host):
+    host.start({"log-driver": "journald"})
+    defaults = {"log-driver": "local", "log-opts": {"max-size": "50m"}, "live-restore": True}
+    host.run({}, defaults=defaults)
+    assert host.config == {"log-driver": "journald", "live-restore": True}
+    host.run({"debug": True, "live-restore": False}, defaults=defaults)
+    assert host.config == {"log-driver": "journald", "live-restore": False, "debug": True}
+
+
+def test_a_default_stays_when_nobody_else_sets_it(host: Host):
+    host.start({})
+    host.run({}, defaults={"log-driver": "local", "log-opts": {"max-size": "50m"}})
+    assert host.config == {"log-driver": "local", "log-opts": {"max-size": "50m"}}
+    assert host.run({}, defaults={"log-driver": "local", "log-opts": {"max-size": "50m"}})["changed"] is False
