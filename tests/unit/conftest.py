@@ -16,16 +16,19 @@ class FakeHost:
     """Answers as `host_facts.host.Host` does, from dictionaries.
 
     `commands`: by command line or its first words, (status, standard output, standard error). `file_systems`: by mount
-    point, {size, available}. `docker`: answers of the Docker engine's API by path.
+    point, {size, available}. `docker`: answers of the Docker engine's API by path. `socket_holders`: by inode.
     """
 
-    def __init__(self, files=None, links=None, commands=None, file_systems=None, docker=None, **system: str):
+    def __init__(
+        self, files=None, links=None, commands=None, file_systems=None, docker=None, socket_holders=None, **system
+    ):
         self.files: dict[str, str | bytes] = dict(files or {})
         self.links: dict[str, str] = dict(links or {})
         self.commands: dict[str, tuple[int | None, str, str]] = dict(commands or {})
         self.file_systems = file_systems or {"/": {"size": 10**12, "available": 10**11}}
         self.docker: dict[str, Any] = dict(docker or {})
         self.system = {"kernel_release": "6.12.57+deb13-amd64", "machine": "x86_64"} | system
+        self.socket_holders: dict[str, str] = dict(socket_holders or {})
         self.asked: list[str] = []
 
     def read_bytes(self, path):
@@ -81,6 +84,9 @@ class FakeHost:
 
     def docker_api(self, socket_path, paths, timeout=10):
         return [self.docker.get(path) for path in paths]
+
+    def socket_owners(self, inodes):
+        return {inode: self.socket_holders[inode] for inode in inodes if inode in self.socket_holders}
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -106,6 +106,20 @@ class Host:
         with concurrent.futures.ThreadPoolExecutor(max_workers=8) as pool:
             running = {name: pool.submit(self.run, command) for name, command in commands.items()}
         return {name: future.result() for name, future in running.items()}
+
+    def socket_owners(self, inodes: Iterable[str]) -> dict[str, str]:
+        """Name and id of the process that holds a socket, by the socket's inode; of other users' only for root."""
+        wanted = {f"socket:[{inode}]": inode for inode in inodes}
+        owners = {}
+        for link in glob.glob("/proc/[0-9]*/fd/*"):
+            try:
+                inode = wanted.get(os.readlink(link))
+            except OSError:
+                continue
+            if inode is not None:
+                process = link.split("/")[2]
+                owners[inode] = f"{(self.read(f'/proc/{process}/comm') or '').strip()}, process {process}"
+        return owners
 
     def docker_api(self, socket_path: str, paths: Sequence[str], timeout: float = 10) -> list[Any]:
         """Answers of the Docker engine to GET requests, read over one connection; None for each without an answer."""

@@ -70,6 +70,13 @@ def loaded_modules(proc_modules: str) -> list[str]:
     return [line.split(" ", 1)[0] for line in proc_modules.splitlines() if line.strip()]
 
 
+def listening_sockets(proc_net_tcp: str) -> dict[int, str]:
+    """Inode of the socket that listens, by TCP port, from /proc/net/tcp or tcp6."""
+    listen = "0A"
+    rows = [line.split() for line in proc_net_tcp.splitlines()[1:]]
+    return {int(row[1].rpartition(":")[2], 16): row[9] for row in rows if len(row) > 9 and row[3] == listen}
+
+
 def pci_display_controllers(devices: Mapping[str, Mapping[str, str | None]]) -> list[dict[str, Any]]:
     """NVIDIA's display controllers among PCI devices.
 
