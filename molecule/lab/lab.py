@@ -399,6 +399,9 @@ def main() -> None:
         commands.add_parser(name)
     words = parser.parse_args()
     try:
+        if words.command == "down" and shutil.which("docker") is None:
+            print(json.dumps({"changed": False}))
+            return
         need_docker()
         if words.command == "up":
             print(json.dumps(up(words.host, words.scenario, words.distribution, words.gpu, words.secure_boot, words.nouveau)))
