@@ -70,7 +70,7 @@ def converged(fake_host):
             f"{device}/vendor": "0x10de\n",
             f"{device}/device": "0x2b85\n",
             f"{device}/class": "0x030000\n",
-            "/proc/driver/nvidia/version": f"NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {DRIVER}  Release\n",
+            "/proc/driver/nvidia/version": f"NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {DRIVER}  x\n",
             NVCC: "",
         },
         commands={

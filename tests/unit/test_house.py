@@ -32,7 +32,7 @@ def all_tasks(node):
 def test_defaults_are_those_of_the_specification(role: Path):
     options = load_yaml(role / "meta/argument_specs.yml")["argument_specs"]["main"]["options"]
     defaults = {
-        name: NativeEnvironment().from_string(value).render() if isinstance(value, str) else value
+        name: NativeEnvironment().from_string(value).render() if isinstance(value, str) and "{{" in value else value
         for name, value in load_yaml(role / "defaults/main.yml").items()
     }
     assert defaults == {name: option["default"] for name, option in options.items() if "default" in option}
