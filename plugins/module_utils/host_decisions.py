@@ -335,7 +335,7 @@ def driver_state(facts: Facts, plan: dict[str, Any], changing: bool = False) -> 
         if plan["dkms"] and facts["secure_boot"] == "enabled" and not facts["mok"]["enrolled"]:
             return {"action": "enrol", "problem": "", "reasons": ["Secure Boot does not know the key of the modules"]}
     reasons = []
-    if facts["nouveau_loaded"]:
+    if facts["nouveau_loaded"] or any(device["driver"] == "nouveau" for device in facts["pci"]):
         reasons.append("nouveau is loaded")
     if loaded and (changing or loaded["version"] != installed["version"] or loaded["flavour"] != "open"):
         after = f"{plan['branch']}" if changing else installed["version"]
@@ -439,8 +439,8 @@ def discovered_gpus(facts: Facts, gpus: Catalog, declared: list[Any]) -> list[st
     """Keys of the catalogue for the host's GPUs, in the order of their index.
 
     nvidia-smi's product name, and memory where a product has several sizes, tell which one it is. Without nvidia-smi
-    (check mode before the driver is there) the PCI ids do. Raises Refusal for a GPU that the catalogue does not know, and where
-    `declared` (items of serving_gpus), if not empty, says otherwise.
+    (check mode before the driver is there) the PCI ids do. Raises Refusal for a GPU that the catalogue does not know,
+    and where `declared` (items of serving_gpus), if not empty, says otherwise.
     """
     if facts["gpus"]:
         ordered = sorted(facts["gpus"], key=lambda gpu: gpu["index"])
