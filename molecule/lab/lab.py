@@ -393,7 +393,7 @@ def main() -> None:
     login = commands.add_parser("ssh")
     login.add_argument("host")
     login.add_argument("remote", nargs=argparse.REMAINDER)
-    for command in (start, stop, login):
+    for command in (start, stop):
         command.add_argument("--scenario", default="hand")
     for name in ("status", "mirror", "inventory"):
         commands.add_parser(name)
@@ -410,8 +410,10 @@ def main() -> None:
                 parser.error("say which host, or --all")
             print(json.dumps(down(words.scenario, words.host)))
         elif words.command == "ssh":
-            address = address_of(container_name(words.scenario, words.host))
-            os.execvp("ssh", [*ssh_command(address), *words.remote])
+            found = [host["address"] for host in hosts() if host["name"] == words.host]
+            if not found:
+                raise LabError(f"no host {words.host} runs; `lab.py status` lists those that do")
+            os.execvp("ssh", [*ssh_command(found[0]), *words.remote])
         elif words.command == "status":
             for host in hosts():
                 print(f"{host['scenario']:<16} {host['name']:<24} {host['address']}")
