@@ -30,6 +30,8 @@ class Score:
     kv: float
     measured_kv: float
     left: float | None
+    resident: float
+    peak: float
 
     @property
     def measured(self) -> Mapping[str, Any]:
@@ -65,7 +67,7 @@ def row_memory(row: Mapping[str, Any], catalog: Catalog) -> EngineMemory:
 def granted(row: Mapping[str, Any], law: EngineMemory) -> int:
     """Tokens that the law grants with the row's flags: weights from config.json, free memory from the log."""
     if law.service.engine == "vllm":
-        return law.granted(law.gpu.total, row["fraction"], None)
+        return law.granted(law.gpu.total, row["fraction"], row.get("kv_bytes"))
     free = from_gib(row["free"]) if "free" in row else law.gpu.total - law.footprint.context
     return law.granted(free, row["fraction"], row.get("cap"))
 
@@ -84,7 +86,10 @@ def score(row: Mapping[str, Any], catalog: Catalog) -> Score:
         left = row["free"] - taken / GIB
     weights = law.weights if law.service.engine == "sglang" else law.profiled_weights
     measured_kv = measured.get("kv", measured["tokens"] * law.cell / GIB)
-    return Score(row, weights / GIB, law_tokens, tokens, tokens * law.cell / GIB, measured_kv, left)
+    resident = law.footprint.fixed - law.footprint.activations + law.pool_bytes(measured["tokens"])
+    peak = resident + law.footprint.activations
+    kv = tokens * law.cell / GIB
+    return Score(row, weights / GIB, law_tokens, tokens, kv, measured_kv, left, resident / GIB, peak / GIB)
 
 
 INTRODUCTION = """\
@@ -117,6 +122,9 @@ def accuracy_page(catalog: Catalog) -> str:
     lines += ["", "What is left after start-up (`available_gpu_mem`), with workspaces, tables and graphs:", ""]
     lines += ["| | planned | measured | error |", "|---|---|---|---|"]
     lines += [_left_row(result) for result in scores if result.left is not None and "left" in result.measured]
+    lines += ["", "One process, after one request and at its peak under load (nvidia-smi):", ""]
+    lines += ["| | resident: planned / measured | error | peak: planned / measured | error |", "|---|---|---|---|---|"]
+    lines += [_process_row(result) for result in scores if "peak" in result.measured]
     lines += ["", "Starts that failed, and that the planner refuses:", ""]
     lines += [
         f"- {row['id']}: {row['service']['engine']}, {_model(row)}, fraction {row['fraction']}" for row in refused
@@ -147,6 +155,13 @@ def _start_up_row(result: Score) -> str:
 def _left_row(result: Score) -> str:
     measured = result.measured["left"]
     return f"| {result.row['id']} | {result.left:.2f} | {measured:.2f} | {result.left - measured:+.2f} |"
+
+
+def _process_row(result: Score) -> str:
+    cells = []
+    for planned, measured in ((result.resident, result.measured["resident"]), (result.peak, result.measured["peak"])):
+        cells += [f"{planned:.2f} / {measured:.2f}", f"{planned - measured:+.2f}"]
+    return f"| {result.row['id']} | {' | '.join(cells)} |"
 
 
 def _model(row: Mapping[str, Any]) -> str:

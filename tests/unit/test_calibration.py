@@ -13,6 +13,7 @@ import score as scoring
 ROWS = {row["id"]: row for row in scoring.load_logs()["rows"]}
 MEASURED = [row for row in ROWS.values() if "measured" in row]
 WEIGHED = [row for row in MEASURED if "weights" in row["measured"]]
+LOADED = [row for row in MEASURED if "peak" in row["measured"]]
 SGLANG = [row for row in MEASURED if row["service"]["engine"] == "sglang"]
 
 
@@ -35,6 +36,13 @@ def test_kv_from_config_json_alone(row, catalog):
 def test_weights_from_config_json_alone(row, catalog):
     result = scoring.score(row, catalog)
     assert result.weights == pytest.approx(row["measured"]["weights"], abs=0.1)
+
+
+@pytest.mark.parametrize("row", LOADED, ids=ids(LOADED))
+def test_size_of_a_process_after_one_request_and_under_load(row, catalog):
+    result = scoring.score(row, catalog)
+    assert result.resident == pytest.approx(row["measured"]["resident"], rel=0.02)
+    assert result.peak == pytest.approx(row["measured"]["peak"], rel=0.03)
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS.values() if row.get("refused")], ids=lambda row: row["id"])

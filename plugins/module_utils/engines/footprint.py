@@ -32,6 +32,11 @@ def sampler_bytes(rows: int, vocab: int) -> int:
     return rows * vocab * (2 + 4 + 4)
 
 
+def activation_bytes(tensors: int, catalog: Catalog) -> int:
+    """What PyTorch's allocator holds for activations whose tensors take ``tensors`` bytes at their widest."""
+    return int(tensors * catalog.overhead("activations", "factor"))
+
+
 def context_bytes(service: Service, gpu: Gpu, catalog: Catalog) -> int:
     """CUDA context of the service's process on ``gpu``, with NCCL where it spans several GPUs."""
     context = from_gib(catalog.overhead("context", service.engine, "gib"))

@@ -20,7 +20,7 @@ from ..cuda_allocator import buffer_bytes
 from ..declaration import Gpu, Service
 from ..engine_flags import Options
 from ..units import ceil3, from_gib, round_down, round_up
-from .footprint import Footprint, context_bytes, loading_bytes, sampler_bytes
+from .footprint import Footprint, activation_bytes, context_bytes, loading_bytes, sampler_bytes
 
 ROTARY_ELEMENT = 4  # float32 tables (srt/layers/rotary_embedding/base.py)
 CONV_ELEMENT = 2  # bfloat16 (srt/configs/mamba_utils.py)
@@ -210,7 +210,8 @@ class SglangMemory:
 
     def _activations(self) -> int:
         layer = self.chunk * self.geometry.activation_elements(self.tp) * self.geometry.dtype_bytes
-        return max(layer, sampler_bytes(self.service.max_concurrency, self.geometry.vocab))
+        widest = max(layer, sampler_bytes(self.service.max_concurrency, self.geometry.vocab))
+        return activation_bytes(widest, self.catalog)
 
     # ---- what the engine is told, and what it then grants ----
 

@@ -21,7 +21,7 @@ from ..declaration import Gpu, Service
 from ..engine_flags import Options
 from ..model_geometry import StateLayers
 from ..units import ceil3, from_gib
-from .footprint import Footprint, context_bytes, loading_bytes, sampler_bytes
+from .footprint import Footprint, activation_bytes, context_bytes, loading_bytes, sampler_bytes
 
 BLOCK = 16  # tokens per KV block
 
@@ -174,9 +174,9 @@ class VllmMemory:
         return Footprint(
             context=context_bytes(self.service, self.gpu, self.catalog),
             weights=self.weights,
-            workspaces=from_gib(self.catalog.overhead("vllm", "runtime", "gib")),
+            workspaces=self._runtime + from_gib(self.catalog.overhead("vllm", "first_request", "gib")),
             graphs=self._graphs(),
-            activations=self._activations(),
+            activations=activation_bytes(self._activation_tensors, self.catalog),
         )
 
     @cached_property
@@ -193,7 +193,13 @@ class VllmMemory:
         sizes = captured_sizes(self._graph_batch)
         return from_gib(constants["base"] + layers * sizes * constants["per_layer_and_size"])
 
-    def _activations(self) -> int:
+    @cached_property
+    def _runtime(self) -> int:
+        return from_gib(self.catalog.overhead("vllm", "runtime", "gib"))
+
+    @cached_property
+    def _activation_tensors(self) -> int:
+        """What vLLM's profiling counts: the tensors, not the segments that hold them."""
         layer = self.chunk * self.geometry.activation_elements(self.tp) * self.geometry.dtype_bytes
         return max(layer, sampler_bytes(self.service.max_concurrency, self.geometry.vocab))
 
@@ -207,11 +213,9 @@ class VllmMemory:
     @cached_property
     def non_kv(self) -> int:
         """What vLLM takes off ``total x utilization`` before KV."""
-        footprint = self.footprint
         counted = version_tuple(self.service.image.engine_version) >= (0, 21)
-        return (
-            self.profiled_weights + footprint.workspaces + footprint.activations + (footprint.graphs if counted else 0)
-        )
+        graphs = self.footprint.graphs if counted else 0
+        return self.profiled_weights + self._runtime + self._activation_tensors + graphs
 
     @cached_property
     def profiling_margin(self) -> int:
