@@ -92,7 +92,7 @@ def test_gpu_without_driver_is_known_from_the_bus_alone(fake_host):
         pci_device("0000:01:00.0", device="0x2b85")
         | pci_device("0000:01:00.1", device="0x22e8", **{"class": "0x040300"})
         | pci_device("0000:02:00.0", vendor="0x1002", device="0x744c")
-        | {"/proc/modules": "nouveau 3485696 1 - Live 0x0\nttm 106496 1 nouveau, Live 0x0\n"}
+        | {"/sys/module/nouveau/refcnt": "1\n"}
     )
     links = {"/sys/bus/pci/devices/0000:01:00.0/driver": "/sys/bus/pci/drivers/nouveau"}
     host = fake_host(files, links)

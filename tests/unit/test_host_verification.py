@@ -231,7 +231,7 @@ def test_what_is_broken_fails_and_nothing_else_does(converged, wanted, break_it,
 
 def test_driver_that_is_not_loaded_explains_what_depends_on_it(converged, wanted):
     del converged.files["/proc/driver/nvidia/version"]
-    converged.files["/proc/modules"] = "nouveau 3485696 1 - Live 0x0\n"
+    converged.files["/sys/module/nouveau/refcnt"] = "1\n"
     checks, _ = verify(converged, wanted())
     assert checks["driver_loaded"]["status"] == "failed"
     assert "nouveau" in checks["driver_loaded"]["remedy"]

@@ -69,7 +69,7 @@ def gather(host: Host, venv: str | None = None, docker_socket: str = "/var/run/d
         "mok": {"key": key, **system.mok_state(test_key.stdout + test_key.stderr)},
         "pci": _pci(host),
         "driver": {"loaded": loaded, "installed": installed},
-        "nouveau_loaded": "nouveau" in system.loaded_modules(host.read("/proc/modules") or ""),
+        "nouveau_loaded": host.exists("/sys/module/nouveau"),
         **_gpus(host, outputs),
         "gpu_containers": containers,
         "docker": engine,

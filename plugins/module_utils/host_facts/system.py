@@ -65,11 +65,6 @@ def mok_state(mokutil_test_key: str) -> dict[str, bool | None]:
     return {"enrolled": None, "staged": None}
 
 
-def loaded_modules(proc_modules: str) -> list[str]:
-    """Names in /proc/modules."""
-    return [line.split(" ", 1)[0] for line in proc_modules.splitlines() if line.strip()]
-
-
 def listening_sockets(proc_net_tcp: str) -> dict[int, str]:
     """Inode of the socket that listens, by TCP port, from /proc/net/tcp or tcp6."""
     listen = "0A"
