@@ -14,6 +14,7 @@ from .units import GIB, from_gib, largest
 
 CONTEXT_STEP = 256
 SMALLEST_CONTEXT = 512
+SMALLER_CHUNKS = (2048, 1024)
 FP8 = ("fp8_e4m3", "fp8")
 
 
@@ -66,6 +67,15 @@ def _changes(service: Service, fits: Callable[[Service], bool], laws: Laws) -> I
     for smaller in _quantised(service, laws):
         if fits(smaller):
             yield f"model: {smaller.model}"
+    chunk = service.flags.name_for("chunk")
+    for tokens in SMALLER_CHUNKS:
+        if chunk and chunk not in service.extra_args and fits(_chunked(service, chunk, tokens)):
+            yield f"extra_args: {{{chunk.lstrip('-')}: {tokens}}}"
+            break
+
+
+def _chunked(service: Service, flag: str, tokens: int) -> Service:
+    return replace(service, extra_args={**service.extra_args, flag: tokens})
 
 
 def _longest_context(now: int, fits: Callable[[int], bool]) -> int | None:

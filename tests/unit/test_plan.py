@@ -86,7 +86,9 @@ def engine_grants(plan, service, free_gib, catalog):
     if free_gib < requested:
         return 0
     exact = arguments.get("--kv-cache-memory-bytes")
-    other = memory["weights"] + memory["workspaces"] + memory["activations"]
+    # what vLLM's own profiling sees: no late growth, and tensors rather than the segments that hold them
+    late, factor = catalog.overhead("vllm", "first_request", "gib"), catalog.overhead("activations", "factor")
+    other = memory["weights"] + memory["workspaces"] - late + memory["activations"] / factor
     return int((int(exact) if exact else (requested - other) * gib) / cell)
 
 
@@ -186,7 +188,7 @@ def test_best_fit_keeps_the_large_gpu_for_the_large_model(make_plan):
     large = {
         "name": "large",
         "engine": "sglang",
-        "model": "Qwen/Qwen2.5-14B-Instruct",
+        "model": "Qwen/Qwen3-8B",
         "port": 1,
         "context_length": 4096,
     }
@@ -285,3 +287,10 @@ def test_several_changes_are_offered_where_no_single_one_is_enough(make_plan):
     ]
     assert together.count("Qwen/Qwen2.5-7B-Instruct-AWQ") == together.count("fp8_e4m3") == 3
     assert make_plan(changed)["verdict"] == "fits"
+
+
+def test_a_smaller_prefill_chunk_is_offered_where_it_is_enough(make_plan):
+    service = QWEN | {"model": "Qwen/Qwen2.5-14B-Instruct", "context_length": 4096}
+    remedies = [remedy for error in make_plan([service])["errors"] for remedy in error["remedies"]]
+    assert "extra_args: {chunked-prefill-size: 2048}" in remedies
+    assert make_plan([service | {"extra_args": {"chunked-prefill-size": 2048}}])["verdict"] == "fits"
