@@ -188,9 +188,10 @@ def test_best_fit_keeps_the_large_gpu_for_the_large_model(make_plan):
     large = {
         "name": "large",
         "engine": "sglang",
-        "model": "Qwen/Qwen3-8B",
+        "model": "Qwen/Qwen2.5-14B-Instruct",
         "port": 1,
         "context_length": 4096,
+        "extra_args": {"chunked-prefill-size": 2048},
     }
     plan = make_plan([TINY, large], ["rtx_5090", "rtx_5080"])
     assert {service["name"]: service["gpus"] for service in plan["services"]} == {"tiny": [1], "large": [0]}
