@@ -1,6 +1,7 @@
 """What tests share: the repository, its command lines, a real Docker Compose, a browser, timings."""
 
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -78,6 +79,39 @@ def ansible_playbook(run_tool: Run) -> Run:
 
     def run(*arguments: str | Path, **options):
         return run_tool("ansible-playbook", *arguments, **options)
+
+    return run
+
+
+@pytest.fixture
+def run_module(tmp_path: Path, run_tool: Run) -> Callable[..., dict]:
+    """Run a module on this machine as Ansible does; returns its result."""
+
+    def run(name: str, check: bool = False, **arguments) -> dict:
+        play = [
+            {
+                "hosts": "localhost",
+                "connection": "local",
+                "gather_facts": False,
+                "tasks": [{"name": "Run", f"blackwell.serving.{name}": arguments}],
+            }
+        ]
+        (tmp_path / "play.json").write_text(json.dumps(play))
+        options = ["--check"] if check else []
+        done = run_tool(
+            "ansible-playbook",
+            "-i",
+            "localhost,",
+            *options,
+            tmp_path / "play.json",
+            env={
+                "ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.minimal",
+                "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
+                "ANSIBLE_PYTHON_INTERPRETER": sys.executable,
+            },
+        )
+        text = done.stdout
+        return json.loads(text[text.index("{") : text.rindex("}") + 1])
 
     return run
 

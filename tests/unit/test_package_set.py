@@ -1,0 +1,139 @@
+"""Package sets: what has to be done, worked out from dpkg's and apt's own words."""
+
+import pytest
+from ansible_collections.blackwell.serving.plugins.module_utils.package_set import (
+    Steps,
+    Wanted,
+    chosen_version,
+    complaints,
+    needed_steps,
+    parse_dpkg_status,
+    parse_madison,
+    parse_policy,
+    parse_simulation,
+    parse_wanted,
+)
+
+# dpkg-query's fields as on a Debian 13 host; the packages and their states are made up.
+STATUS = """\
+dkms\tall\tinstall\tok\tinstalled\t3.2.2-1~deb13u1
+nvidia-driver-cuda\tamd64\thold\tok\tinstalled\t580.173.02-1
+nvidia-kernel-open-dkms\tamd64\tinstall\tok\thalf-configured\t580.173.02-1
+libcuda1\tamd64\tinstall\tok\tinstalled\t580.173.02-1
+libcuda1\ti386\tinstall\tok\tinstalled\t550.163.01-2
+nvidia-kernel-dkms\tamd64\tdeinstall\tok\tconfig-files\t550.163.01-2
+nvidia-smi\tamd64\tinstall\treinstreq\tinstalled\t550.163.01-2
+"""
+
+
+@pytest.fixture
+def packages():
+    return parse_dpkg_status(STATUS, "amd64")
+
+
+def test_status_keeps_the_host_architecture_alone(packages):
+    assert packages["libcuda1"].version == "580.173.02-1"
+    assert packages["dkms"].installed
+    assert not packages["nvidia-kernel-dkms"].installed
+
+
+def test_steps_in_one_picture(packages):
+    wanted = parse_wanted([{"name": "nvidia-driver-cuda", "version": "595.*"}, "dkms", "nvidia-persistenced"])
+    assert needed_steps(
+        wanted, ["nvidia-smi", "nvidia-kernel-dkms", "dkms"], packages, hold=True, hold_also=["libcuda*"]
+    ) == Steps(
+        heal=["nvidia-kernel-open-dkms", "nvidia-smi"],
+        install=[Wanted("nvidia-driver-cuda", "595.*"), Wanted("nvidia-persistenced")],
+        remove=["nvidia-smi"],
+        hold=["dkms", "libcuda1", "nvidia-persistenced"],
+    )
+
+
+def test_nothing_to_do_where_all_is_as_wanted(packages):
+    assert (
+        needed_steps(
+            parse_wanted(["nvidia-driver-cuda=580.*"]),
+            ["cuda*"],
+            {"nvidia-driver-cuda": packages["nvidia-driver-cuda"]},
+            hold=True,
+        )
+        == Steps()
+    )
+
+
+@pytest.mark.parametrize("item", ["Not A Name", {"version": "1"}, {"name": "a-b", "versoin": "1"}, "-y"])
+def test_what_names_no_package_is_refused(item):
+    with pytest.raises(ValueError, match="package"):
+        parse_wanted([item])
+
+
+# Recorded with apt 2.6 (Debian 12).
+POLICY = """\
+dkms:
+  Installed: (none)
+  Candidate: 3.0.10-8+deb12u1
+  Version table:
+     3.0.10-8+deb12u1 500
+        500 http://deb.debian.org/debian bookworm/main amd64 Packages
+no-candidate:
+  Installed: (none)
+  Candidate: (none)
+  Version table:
+"""
+MADISON = """\
+nvidia-driver-cuda | 595.91.07-1 | http://mirror/compute/cuda/repos/debian12/x86_64  Packages
+nvidia-driver-cuda | 580.178.04-1 | http://mirror/compute/cuda/repos/debian12/x86_64  Packages
+nvidia-driver-cuda | 580.173.02-1 | http://mirror/compute/cuda/repos/debian12/x86_64  Packages
+nvidia-driver-cuda | 580.173.02-1 | http://other/x86_64  Packages
+      dkms | 3.0.10-8+deb12u1 | http://deb.debian.org/debian bookworm/main Sources
+"""
+
+
+def test_candidates_and_offers():
+    assert parse_policy(POLICY) == {"dkms": "3.0.10-8+deb12u1"}
+    assert parse_madison(MADISON) == {"nvidia-driver-cuda": ["595.91.07-1", "580.178.04-1", "580.173.02-1"]}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "candidate", "chosen"),
+    [
+        ("", "595.91.07-1", "595.91.07-1"),
+        ("580.*", "580.173.02-1", "580.173.02-1"),
+        ("580.*", "595.91.07-1", "580.178.04-1"),
+        ("580.173.02-*", "595.91.07-1", "580.173.02-1"),
+        ("610.*", "595.91.07-1", None),
+    ],
+)
+def test_the_candidate_counts_if_it_will_do_and_else_the_newest_that_does(pattern, candidate, chosen):
+    offered = parse_madison(MADISON)
+    assert chosen_version(Wanted("nvidia-driver-cuda", pattern), {"nvidia-driver-cuda": candidate}, offered) == chosen
+
+
+SIMULATION = """\
+NOTE: This is only a simulation!
+Remv nvidia-driver [550.163.01-2]
+Purg nvidia-kernel-dkms:amd64 [550.163.01-2] [nvidia-driver:amd64 ]
+Inst libcuda1 [550.163.01-2] (580.173.02-1 localhost [amd64]) []
+Inst nvidia-kernel-open-dkms:amd64 (580.173.02-1 NVIDIA:1.0/NVIDIA CUDA [amd64])
+Conf libcuda1 (580.173.02-1 localhost [amd64])
+"""
+
+
+def test_simulation_tells_what_comes_and_what_goes():
+    installs, removes = parse_simulation(SIMULATION)
+    assert installs == {"libcuda1": "580.173.02-1", "nvidia-kernel-open-dkms": "580.173.02-1"}
+    assert removes == ["nvidia-driver", "nvidia-kernel-dkms"]
+
+
+def test_complaints_leave_the_noise_out():
+    output = """Reading package lists...
+Some packages could not be installed. This may mean that you have
+The following packages have unmet dependencies:
+ nvidia-driver-cuda : Depends: libcuda1 (= 580.173.02-1) but 595.91.07-1 is to be installed
+E: Unable to correct problems, you have held broken packages.
+"""
+    assert complaints(output).splitlines() == [
+        "nvidia-driver-cuda : Depends: libcuda1 (= 580.173.02-1) but 595.91.07-1 is to be installed",
+        "E: Unable to correct problems, you have held broken packages.",
+    ]
+    assert complaints("some\nother\nwords") == "some\nother\nwords"
