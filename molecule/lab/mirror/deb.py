@@ -125,18 +125,24 @@ def _write_release(root: Path, indices: dict[str, str], key: "Key", fields: dict
 
 
 class Key:
-    """A throw-away OpenPGP key pair in a GnuPG home of its own."""
+    """A throw-away OpenPGP key pair in a GnuPG home of its own, made if there is none."""
 
     def __init__(self, home: Path, owner: str) -> None:
-        home.mkdir(mode=0o700, parents=True)
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._home = home
         self._gpg_words = ["gpg", "--homedir", str(home), "--batch", "--quiet", "--no-tty", "--pinentry-mode", "loopback", "--passphrase", ""]
-        self._gpg("--quick-generate-key", owner, "rsa3072", "sign", "0")
+        if not self._gpg("--list-keys"):
+            self._gpg("--quick-generate-key", owner, "rsa3072", "sign", "0")
         listing = self._gpg("--with-colons", "--list-keys").decode()
         self.fingerprint = next(line.split(":")[9] for line in listing.splitlines() if line.startswith("fpr"))
         self.public = self._gpg("--armor", "--export")
 
     def _gpg(self, *arguments: str, stdin: bytes | None = None) -> bytes:
         return subprocess.run([*self._gpg_words, *arguments], input=stdin, capture_output=True, check=True).stdout
+
+    def close(self) -> None:
+        """End the key agent that gpg started for this home."""
+        subprocess.run(["gpgconf", "--homedir", str(self._home), "--kill", "all"], check=False)
 
     def clear_sign(self, text: bytes) -> bytes:
         return self._gpg("--digest-algo", "SHA512", "--clearsign", stdin=text)

@@ -11,7 +11,6 @@ Each suite holds what its real archive is known to hold, no more. Sources:
 import hashlib
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 from .deb import Key, Link, Package, write_flat, write_suite
@@ -237,13 +236,18 @@ def inputs(kernel: str, trees: Path) -> str:
 
 
 def build(root: Path, kernel: str, trees: Path) -> bool:
-    """Write every repository below `root`, with a signing key per publisher that is used once; False if they are there."""
+    """Write every repository below `root`, each publisher's signed with a key of this checkout; False if they are there.
+
+    `root` itself stays, because a running mirror serves it.
+    """
     complete = root / "complete"
     if complete.exists() and complete.read_text() == inputs(kernel, trees):
         return False
-    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir(parents=True, exist_ok=True)
+    complete.unlink(missing_ok=True)
+    for path in root.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     keys_home = root.with_name("signing")
-    shutil.rmtree(keys_home, ignore_errors=True)
     keys = {name: Key(keys_home / name, f"Test lab, stand-in for {name}") for name in ("nvidia", "docker", "libnvidia-container", "wrong")}
     for suite in sorted({*DRIVERS, *TOOLKIT_12_9}):
         packages = [item for version in DRIVERS.get(suite, []) for item in driver(version)]
@@ -263,8 +267,8 @@ def build(root: Path, kernel: str, trees: Path) -> bool:
     write_flat(root / "kernel", headers(kernel), keys["nvidia"], Origin="Test lab", Label="Test lab")
     (root / "wrong.pub").write_bytes(keys["wrong"].public)
     (root / "keys.json").write_text(json.dumps({name: key.fingerprint for name, key in keys.items()}))
-    subprocess.run(["gpgconf", "--homedir", str(keys_home / "nvidia"), "--kill", "all"], check=False)
-    shutil.rmtree(keys_home)
+    for key in keys.values():
+        key.close()
     complete.write_text(inputs(kernel, trees))
     return True
 
