@@ -275,20 +275,27 @@ def test_packages_holds_and_halves(fake_host):
     assert facts["docker"]["flavour"] is None
 
 
-def test_recorded_docker_and_the_containers_that_hold_a_gpu(fake_host, recording):
-    recorded = yaml.safe_load(recording("docker_20.10.24.yml"))
+@pytest.mark.parametrize(
+    ("version", "engine", "cdi_directories", "gpu_containers"),
+    [
+        ("20.10.24", "20.10.24+dfsg1", [], [("gpus", None), ("device", "serving")]),
+        ("26.1.5", "26.1.5+dfsg1", ["/etc/cdi", "/var/run/cdi"], [("cdi", "serving")]),
+    ],
+)
+def test_recorded_docker_and_the_containers_that_hold_a_gpu(
+    fake_host, recording, version, engine, cdi_directories, gpu_containers
+):
+    recorded = yaml.safe_load(recording(f"docker_{version}.yml"))
     containers = recorded["containers"]
     answers = {"/info": recorded["info"], "/containers/json": [{"Id": name} for name in containers]}
     answers |= {f"/containers/{name}/json": container for name, container in containers.items()}
     facts = gather(fake_host(docker=answers, commands={"docker compose version": (0, "2.26.1-4\n", "")}))
     assert facts["docker"]["running"] is True
-    assert facts["docker"]["version"] == "20.10.24+dfsg1"
+    assert facts["docker"]["version"] == engine
     assert facts["docker"]["compose_version"] == "2.26.1-4"
-    assert facts["docker"]["runtimes"] == ["io.containerd.runc.v2", "io.containerd.runtime.v1.linux", "runc"]
-    assert [(found["name"], found["project"]) for found in facts["gpu_containers"]] == [
-        ("gpus", None),
-        ("device", "serving"),
-    ]
+    assert facts["docker"]["runtimes"] == sorted(recorded["info"]["Runtimes"])
+    assert facts["docker"]["cdi_dirs"] == cdi_directories
+    assert [(found["name"], found["project"]) for found in facts["gpu_containers"]] == gpu_containers
 
 
 @pytest.mark.parametrize(
