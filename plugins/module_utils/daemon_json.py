@@ -99,12 +99,15 @@ def merge(current: Settings, record: Mapping[str, Settings], wanted: Settings) -
     return _fold(merged), {"managed": wanted, "replaced": _fold(displaced)} if wanted else {}
 
 
-def with_defaults(current: Settings, record: Mapping[str, Settings], wanted: Settings, defaults: Settings) -> Settings:
-    """`wanted`, and those `defaults` whose key neither it nor others set; log-driver and log-opts go together."""
-    taken = {*wanted, *_foreign(current, record)}
+def default_settings(current: Settings, record: Mapping[str, Any], wanted: Settings, defaults: Settings) -> Settings:
+    """Those of `defaults` whose key neither `wanted` nor others set; log-driver and log-opts go together.
+
+    A key that was set as a default before (`defaults` in the record) stays ours, whatever it was changed to since.
+    """
+    taken = {*wanted, *_foreign(current, record)} - {*record.get("defaults", [])} | {*wanted}
     if taken & _LOGGING:
         taken |= _LOGGING
-    return {**{key: value for key, value in defaults.items() if key not in taken}, **wanted}
+    return {key: value for key, value in defaults.items() if key not in taken}
 
 
 def _foreign(current: Settings, record: Mapping[str, Settings]) -> Settings:

@@ -27,8 +27,8 @@ options:
     default: {}
   defaults:
     description:
-      - Settings that are wanted as long as nobody else sets the same key of the file. C(log-driver) and C(log-opts)
-        count as one key.
+      - Settings that are wanted unless somebody else had set the same key of the file before. C(log-driver) and
+        C(log-opts) count as one key.
     type: dict
     default: {}
   owner:
@@ -243,12 +243,15 @@ class Change:
         before = self._read()
         records = self._records()
         record = records.get(self.owner, {})
-        self.wanted = daemon_json.with_defaults(before, record, self.wanted, self.module.params["defaults"])
+        defaults = daemon_json.default_settings(before, record, self.wanted, self.module.params["defaults"])
+        self.wanted = {**defaults, **self.wanted}
         others = {owner: kept["managed"] for owner, kept in records.items() if owner != self.owner}
         if contradicting := daemon_json.contradictions(self.wanted, others):
             self.fail(f"Other owners want other values in {self.path}: {', '.join(contradicting)}. It is as it was.")
         self.after, record = daemon_json.merge(before, record, self.wanted)
         after = self.after
+        if defaults:
+            record["defaults"] = sorted(defaults)
         new_records = {owner: kept for owner, kept in {**records, self.owner: record}.items() if kept}
         keys = daemon_json.changed_keys(before, after)
         write_file = bool(keys) or (self.old_text is None and bool(self.wanted))
@@ -354,7 +357,8 @@ class Change:
             if answer is None or "unknown flag: --validate" in answer.stderr:  # Engine 20.10 and older
                 return False
             if answer.returncode != 0:
-                said = without_passwords(answer.stderr.strip() or answer.stdout.strip()).replace(candidate.name, "it")
+                said = without_passwords(answer.stderr.strip() or answer.stdout.strip())
+                said = said.replace(f"unable to configure the Docker daemon with file {candidate.name}: ", "")
                 self.fail(f"dockerd refuses the new {self.path}: {said}. The file is as it was.")
         return True
 

@@ -390,3 +390,20 @@ def test_a_default_stays_when_nobody_else_sets_it(host: Host):
     host.run({}, defaults={"log-driver": "local", "log-opts": {"max-size": "50m"}})
     assert host.config == {"log-driver": "local", "log-opts": {"max-size": "50m"}}
     assert host.run({}, defaults={"log-driver": "local", "log-opts": {"max-size": "50m"}})["changed"] is False
+
+
+def test_a_default_changed_by_hand_is_healed(host: Host):
+    host.start({})
+    host.run({}, defaults={"live-restore": True})
+    host.file.write_text('{"live-restore": false}')
+    assert host.run({}, defaults={"live-restore": True})["changed_keys"] == ["live-restore"]
+    assert host.run({}, defaults={"live-restore": True})["changed"] is False
+    host.file.write_text("{}")
+    assert host.run({}, defaults={"live-restore": True})["changed_keys"] == ["live-restore"]
+
+
+def test_what_others_had_comes_back_before_a_default(host: Host):
+    host.start({"live-restore": False})
+    host.run({"live-restore": True}, defaults={"live-restore": True})
+    host.run({}, defaults={"live-restore": True})
+    assert host.config == {"live-restore": False}
