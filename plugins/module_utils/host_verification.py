@@ -300,7 +300,7 @@ class Verification:
             remedy = "Read: nvidia-ctk cdi list; journalctl -u nvidia-cdi-refresh -u docker"
             return Finding(FAILED, f"{what}: {said}" if said else what, remedy)
         if not self._runs:
-            return Finding(OK, f"a container sees {_count(expected, 'GPU')}; there was no program to run on them")
+            return Finding(OK, f"a container sees {_count(expected, 'GPU')}; no program was run there")
         if "GLIBC_" in answer.stderr:
             return Finding(
                 COULD_NOT_CHECK,
