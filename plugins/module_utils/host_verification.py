@@ -334,7 +334,7 @@ class Verification:
             return Finding(
                 FAILED, f"half installed: {', '.join(sorted(halves))}", "Run: dpkg --configure -a; apt-get -f install"
             )
-        return Finding(OK, "no package is half installed")
+        return Finding(OK, "no package of driver, CUDA, Docker or kernel is half installed")
 
     def ports(self) -> Finding:
         """Each port is free, or published by a container of our project."""

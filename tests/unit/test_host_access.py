@@ -11,7 +11,6 @@ import pytest
 from ansible_collections.blackwell.serving.plugins.module_utils.host_facts.host import Host
 from ansible_collections.blackwell.serving.plugins.module_utils.host_facts.system import listening_sockets
 
-
 ANSWERS = {"/info": b'{"ServerVersion": "29.9.0"}', "/broken": b"{"}
 
 
