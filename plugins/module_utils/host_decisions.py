@@ -195,6 +195,8 @@ def driver_plan(
     pattern = f"{version}-*" if version else f"{branch}.*"
     driver_packages = [name.format(**words) for name in naming["versioned"]]
     build = [name.format(**words) for name in naming["build"]]
+    if naming["dkms"] and facts["secure_boot"] == "enabled":
+        build += packages["enrolment_packages"]
     held = driver_packages if naming["dkms"] else [*driver_packages, *build]
     in_the_way = packages_in_the_way(facts["packages"], {*driver_packages, *build}, branch, chosen, packages)
     return {
@@ -332,8 +334,8 @@ def driver_state(facts: Facts, plan: dict[str, Any], changing: bool = False) -> 
         problem = _module_problem(facts, plan)
         if problem:
             return {"action": "failed", "problem": problem, "reasons": []}
-        if plan["dkms"] and facts["secure_boot"] == "enabled" and not facts["mok"]["enrolled"]:
-            return {"action": "enrol", "problem": "", "reasons": ["Secure Boot does not know the key of the modules"]}
+    if plan["dkms"] and facts["secure_boot"] == "enabled" and not facts["mok"]["enrolled"]:
+        return {"action": "enrol", "problem": "", "reasons": ["Secure Boot does not know the key of the modules"]}
     reasons = []
     if facts["nouveau_loaded"] or any(device["driver"] == "nouveau" for device in facts["pci"]):
         reasons.append("nouveau is loaded")

@@ -330,6 +330,12 @@ def test_secure_boot_waits_for_a_person_where_dkms_signs(enrolled, dkms_system, 
     assert host_decisions.driver_state(facts, plan_of(system, facts))["action"] == action
 
 
+def test_the_tool_to_enrol_a_key_comes_along_only_where_it_is_needed():
+    assert "mokutil" in names(plan_of("debian12", facts_of("debian12", secure_boot="enabled")))
+    assert "mokutil" not in names(plan_of("debian12"))
+    assert "mokutil" not in names(plan_of("ubuntu2404", facts_of("ubuntu2404", secure_boot="enabled")))
+
+
 def test_nouveau_on_the_gpu_counts_as_loaded():
     facts = facts_of("debian12", driver={"loaded": None, "installed": OPEN_580})
     facts["pci"][0]["driver"] = "nouveau"
