@@ -390,6 +390,14 @@ def test_exit_status_of_tools_verify(run_tool, tmp_path, variables, status):
     assert [check["id"] for check in result["checks"]] == variables["host_verification_checks"][:1]
 
 
-def test_host_that_cannot_be_reached_could_not_be_checked(run_tool, tmp_path):
-    done = run_tool("tools/verify", "-i", "here,", "-e", f"ansible_connection=no_such_plugin output_dir={tmp_path}")
-    assert done.returncode == 2, done.stdout + done.stderr
+def test_hosts_that_cannot_be_reached_could_not_be_checked(run_tool, tmp_path):
+    """Alone, and beside one where all is well."""
+    reachable = {"ansible_connection": "local", "ansible_python_interpreter": "{{ ansible_playbook_python }}"}
+    hosts = {"gone": {"ansible_connection": "no_such_plugin"}, "here": reachable}
+    common = {"ansible_become": False, "output_dir": str(tmp_path), "host_verification_checks": ["disk_space"]}
+    common["host_verification_disk_gib"] = {"/": 0.001}
+    inventory = tmp_path / "hosts.yml"
+    inventory.write_text(yaml.safe_dump({"all": {"hosts": hosts, "vars": common}}))
+    for limit, status in (("here", 0), ("gone", 2), ("all", 2)):
+        done = run_tool("tools/verify", "-i", inventory, "--limit", limit)
+        assert done.returncode == status, done.stdout + done.stderr
