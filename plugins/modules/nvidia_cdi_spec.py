@@ -75,6 +75,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.blackwell.serving.plugins.module_utils.host_facts import nvidia
 
 STATES = {"enable": "enabled", "start": "active"}
+PROC_VERSION = Path("/proc/driver/nvidia/version")
 KIND = "nvidia.com/gpu"
 QUERY = ["nvidia-smi", "--query-gpu=index,uuid,mig.mode.current", "--format=csv,noheader"]
 
@@ -129,7 +130,7 @@ class CdiSpec:
     def driver_and_gpus(self) -> tuple[str | None, list[tuple[str, str]]]:
         """Version of the loaded driver, and index and UUID of the GPUs that are not split into instances."""
         try:
-            loaded = nvidia.loaded_driver(Path("/proc/driver/nvidia/version").read_text("utf-8"))
+            loaded = nvidia.loaded_driver(PROC_VERSION.read_text("utf-8"))
         except OSError:
             loaded = None
         if loaded is None:
