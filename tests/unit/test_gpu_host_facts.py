@@ -1,6 +1,5 @@
 """gpu_host_facts on recorded hosts (tests/fixtures/host_facts/README.md) and on hosts that a test makes up."""
 
-import ast
 import json
 from pathlib import Path
 
@@ -398,10 +397,3 @@ def test_documentation_names_every_fact(fake_host, run_tool):
     documented = json.loads(shown.stdout)["blackwell.serving.gpu_host_facts"]["return"]
     contents = documented["ansible_facts"]["contains"]["gpu_host"]["contains"]
     assert contents.keys() == gather(fake_host()).keys()
-
-
-@pytest.mark.parametrize(
-    "path", sorted((REPO_ROOT / "plugins/module_utils/host_facts").glob("*.py")), ids=lambda path: path.name
-)
-def test_syntax_is_that_of_the_oldest_python_on_hosts(path):
-    ast.parse(path.read_text("utf-8"), feature_version=(3, 9))
