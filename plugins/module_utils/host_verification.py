@@ -137,6 +137,8 @@ class Verification:
         answers = {gpu["pci_bus_id"]: gpu["compute_capability"] for gpu in self.facts["gpus"]}
         if not self.facts["driver"]["loaded"]:
             return Finding(COULD_NOT_CHECK, "no driver is loaded", "See driver_loaded.")
+        if not self.facts["pci"]:
+            return Finding(COULD_NOT_CHECK, "there is no GPU", "See gpu_present.")
         wrong, unknown = [], []
         for gpu in self.facts["pci"]:
             promised, found = self.wanted.capabilities.get(gpu["device"]), answers.get(gpu["address"])
@@ -154,7 +156,8 @@ class Verification:
             return Finding(
                 COULD_NOT_CHECK, f"not in the catalogue: {', '.join(unknown)}", "Add it to catalog/gpus.yml."
             )
-        return Finding(OK, f"compute capability {', '.join(sorted(set(answers.values())))}, as the catalogue says")
+        found = sorted({answers[gpu["address"]] for gpu in self.facts["pci"]})
+        return Finding(OK, f"compute capability {', '.join(found)}, as the catalogue says")
 
     def _target_capabilities(self) -> list[str]:
         from_driver = {gpu["compute_capability"] for gpu in self.facts["gpus"]}

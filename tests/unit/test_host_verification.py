@@ -295,6 +295,19 @@ def test_host_without_gpu(fake_host, wanted):
     assert set(not_required) == set(CHECKS) - GPU_CHECKS
 
 
+def test_driver_without_any_gpu(converged, wanted):
+    """A driver that stayed loaded after its card fell off the bus."""
+    converged.files = {path: text for path, text in converged.files.items() if not path.startswith("/sys/bus/pci")}
+    converged.commands["nvidia-smi --query-gpu"] = (6, "No devices were found\n", "")
+    checks, _ = verify(converged, wanted())
+    assert {name for name, check in checks.items() if check["status"] == "failed"} == {
+        "gpu_present",
+        "driver_loaded",
+        "cuda_runs",
+    }
+    assert checks["gpu_capability"]["status"] == "could_not_check"
+
+
 def test_ports_of_our_own_stack_are_fine(converged, wanted):
     labels = {"com.docker.compose.project": "serving"}
     ports = [{"PublicPort": 30001, "Type": "tcp"}, {"PrivatePort": 9}]
