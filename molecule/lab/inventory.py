@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The lab's running hosts as an Ansible inventory; LAB_SCENARIO or molecule's scenario name limits it to one scenario."""
+"""The lab's running hosts as an Ansible inventory; LAB_SCENARIO or molecule's scenario name limits it to a scenario."""
 
 import json
 import os

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Judge what three runs of the converge playbook did on a host: judge_runs.py ACTION_LOG HOST.
 
-The run with --check must predict exactly the changes that the first real run made; the run after that must change nothing,
+The run with --check must predict exactly the changes that the first real run made; the last run must change nothing,
 with at most 25 actions on the host. Exit status 1, with the differences, where that is not so.
 """
 

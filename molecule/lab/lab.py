@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Test hosts for the molecule scenarios: containers that behave like small servers, reached over SSH.
 
-    molecule/lab/lab.py up HOST [--scenario S] [--distribution trixie|bookworm] [--gpu rtx_5090]... [--secure-boot off|on|none]
-                                [--nouveau] start a host (and the package mirror), or say that it runs
-    molecule/lab/lab.py down HOST|--all [--scenario S]      remove hosts and everything that is theirs
-    molecule/lab/lab.py ssh HOST [COMMAND...]               log in as `admin`, who may use sudo
-    molecule/lab/lab.py status                              what runs
-    molecule/lab/lab.py mirror                              start the package mirror alone; print its addresses and keys
-    molecule/lab/lab.py inventory                           the running hosts as an Ansible inventory
+    lab.py up HOST [--distribution trixie|bookworm] [--gpu rtx_5090]... [--nouveau] [--secure-boot off|on|none]
+                                 start a host, and the package mirror if it does not run
+    lab.py down HOST|--all       remove hosts and everything that is theirs
+    lab.py ssh HOST [COMMAND]    log in as `admin`, who may use sudo
+    lab.py status                what runs
+    lab.py mirror                start the package mirror alone; print its addresses and keys
+    lab.py inventory             the running hosts as an Ansible inventory
+    lab.py clean                 remove all hosts, the mirror and the network
 
 `up` and `down` print one JSON object with `changed`. Needs a Docker engine, and mmdebstrap and gpg for the first start.
 Everything that is kept lies in .cache/lab of the repository.
@@ -37,12 +38,39 @@ MIRROR = "blackwell-lab-mirror"
 LABEL = "blackwell.lab"
 KERNEL = os.uname().release
 
-BASE_PACKAGES = """
-    busybox-static ca-certificates dbus dpkg-dev gcc initramfs-tools iproute2 iputils-ping kmod less libpam-systemd make
-    openssh-server openssl patch procps python3 sudo systemd systemd-sysv udev zstd
-""".split()
+BASE_PACKAGES = [
+    "busybox-static",
+    "ca-certificates",
+    "dbus",
+    "dpkg-dev",
+    "gcc",
+    "initramfs-tools",
+    "iproute2",
+    "iputils-ping",
+    "kmod",
+    "less",
+    "libpam-systemd",
+    "make",
+    "openssh-server",
+    "openssl",
+    "patch",
+    "procps",
+    "python3",
+    "sudo",
+    "systemd",
+    "systemd-sysv",
+    "udev",
+    "zstd",
+]
 PYTHON_VERSIONS = {"bookworm": "3.11", "trixie": "3.13"}
-HOST_PYTHON_PACKAGES = ["python-on-whales", "pydantic", "pydantic-core", "typing-extensions", "typing-inspection", "annotated-types"]
+HOST_PYTHON_PACKAGES = [
+    "python-on-whales",
+    "pydantic",
+    "pydantic-core",
+    "typing-extensions",
+    "typing-inspection",
+    "annotated-types",
+]
 
 # The GPUs that a host can have: PCI device id, and what nvidia-smi says of them.
 GPUS = {
@@ -52,12 +80,20 @@ GPUS = {
 GPU_COMMON = {"vendor": "10de", "class": "030000", "subsystem_vendor": "1043", "subsystem_device": "8a7c"}
 
 # systemd and a Docker engine of its own need these; nothing here may load a module into the machine's kernel.
-RUN_OPTIONS = """
-    --cap-add SYS_ADMIN --cap-add NET_ADMIN --cap-add SYS_PTRACE --cap-add SYS_NICE --cap-add SYSLOG
-    --security-opt seccomp=unconfined --security-opt apparmor=unconfined --security-opt systempaths=unconfined
-    --cgroupns host --volume /sys/fs/cgroup:/sys/fs/cgroup:rw --tmpfs /run --tmpfs /tmp:exec --restart always
-""".split()
-GPU_DEVICE_RULES = ["--device-cgroup-rule", "c 195:* rwm", "--device-cgroup-rule", "c 510:* rwm"]
+CAPABILITIES = ["SYS_ADMIN", "NET_ADMIN", "SYS_PTRACE", "SYS_NICE", "SYSLOG"]
+UNCONFINED = ["seccomp=unconfined", "apparmor=unconfined", "systempaths=unconfined"]
+MOUNTS = ["--volume=/sys/fs/cgroup:/sys/fs/cgroup:rw", "--tmpfs=/run", "--tmpfs=/tmp:exec"]
+VOLUMES = ["--volume=/var/lib/docker", "--volume=/var/lib/containerd"]
+GPU_DEVICES = ["c 195:* rwm", "c 510:* rwm"]
+RUN_OPTIONS = [
+    "--cgroupns=host",
+    "--restart=always",
+    *[f"--cap-add={name}" for name in CAPABILITIES],
+    *[f"--security-opt={name}" for name in UNCONFINED],
+    *[f"--device-cgroup-rule={rule}" for rule in GPU_DEVICES],
+    *MOUNTS,
+    *VOLUMES,
+]
 
 
 class LabError(Exception):
@@ -82,10 +118,11 @@ def docker(*arguments: str, **options) -> str:
 
 def need_docker() -> None:
     if shutil.which("docker") is None:
-        raise LabError("The test lab needs a Docker engine: install one (Debian: apt install docker.io) and run this again.")
+        raise LabError("the test lab needs a Docker engine; install one (Debian: apt install docker.io) and try again")
     answer = subprocess.run(["docker", "info"], capture_output=True, text=True, check=False)
     if answer.returncode:
-        raise LabError(f"The test lab needs a Docker engine, and none answers: {answer.stderr.strip().splitlines()[-1]}")
+        reason = answer.stderr.strip().splitlines()[-1]
+        raise LabError(f"the test lab needs a Docker engine, and none answers here: {reason}")
 
 
 def digest(*parts: str | bytes) -> str:
@@ -109,7 +146,8 @@ def one_at_a_time():
 
 
 def label_of(image: str, name: str) -> str:
-    return docker("image", "inspect", "--format", f'{{{{index .Config.Labels "{LABEL}.{name}"}}}}', image, check=False).strip()
+    form = f'{{{{index .Config.Labels "{LABEL}.{name}"}}}}'
+    return docker("image", "inspect", "--format", form, image, check=False).strip()
 
 
 def archive() -> str:
@@ -149,8 +187,8 @@ def build_image(distribution: str) -> str:
     shutil.rmtree(context, ignore_errors=True)
     shutil.copytree(HERE / "image", context)
     write_kernel(context / "kernel")
-    run("docker", "build", "--quiet", "--network", "none", "--tag", image, "--label", f"{LABEL}.inputs={inputs}",
-        "--build-arg", f"DISTRIBUTION={distribution}", "--build-arg", f"KERNEL={KERNEL}", str(context))  # fmt: skip
+    options = ["--quiet", "--network=none", f"--tag={image}", f"--label={LABEL}.inputs={inputs}"]
+    docker("build", *options, f"--build-arg=DISTRIBUTION={distribution}", str(context))
     shutil.rmtree(context)
     return image
 
@@ -165,7 +203,8 @@ def write_kernel(root: Path) -> None:
     boot = root / "boot"
     boot.mkdir(parents=True)
     (boot / f"vmlinuz-{KERNEL}").write_text("stand-in for a kernel (test lab)\n")
-    (boot / f"config-{KERNEL}").write_text("CONFIG_RD_ZSTD=y\nCONFIG_RD_GZIP=y\nCONFIG_MODULES=y\nCONFIG_BLK_DEV_INITRD=y\n")
+    options = ("MODULES", "BLK_DEV_INITRD", "RD_ZSTD", "RD_GZIP")
+    (boot / f"config-{KERNEL}").write_text("".join(f"CONFIG_{option}=y\n" for option in options))
     (root / "usr/local/lib/lab").mkdir(parents=True)
     (root / "usr/local/lib/lab/kernel-release").write_text(KERNEL + "\n")
 
@@ -184,7 +223,7 @@ def fetch_docker_programs() -> None:
 
 
 def fetch_wheels() -> None:
-    """Keep the Python packages that hosts install, as this repository's lock has them, for each distribution's Python."""
+    """Keep the Python packages that hosts install, as requirements/ locks them, for each distribution's Python."""
     lock = (HERE.parents[1] / "requirements/test-py312.lock").read_text()
     pins = [found[0] for name in HOST_PYTHON_PACKAGES if (found := re.findall(rf"^{name}==\S+", lock, re.MULTILINE))]
     wheels = CACHE / "wheels"
@@ -192,8 +231,9 @@ def fetch_wheels() -> None:
         return
     note("Fetching the Python packages for the mirror")
     for version in PYTHON_VERSIONS.values():
-        run(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--python-version", version,
-            "--platform", "manylinux_2_28_x86_64", "--platform", "manylinux2014_x86_64", "--dest", str(wheels), *pins)  # fmt: skip
+        options = ["--quiet", "--no-deps", "--only-binary=:all:", f"--python-version={version}", f"--dest={wheels}"]
+        options += ["--platform=manylinux_2_28_x86_64", "--platform=manylinux2014_x86_64"]
+        run(sys.executable, "-m", "pip", "download", *options, *pins)
     (wheels / "inputs").write_text(digest(*pins))
 
 
@@ -213,16 +253,21 @@ def ensure_mirror() -> bool:
     if packages.build(repositories, KERNEL, CACHE / "docker"):
         note("Built the stand-in packages")
     inputs = digest((HERE / "mirror/server.py").read_bytes(), str(CACHE))
-    running = docker("ps", "--quiet", "--filter", f"name=^{MIRROR}$", "--filter", f"label={LABEL}.inputs={inputs}").strip()
-    if running:
+    filters = ["--filter", f"name=^{MIRROR}$", "--filter", f"label={LABEL}.inputs={inputs}"]
+    if docker("ps", "--quiet", *filters).strip():
         return False
     docker("rm", "--force", "--volumes", MIRROR, check=False)
     (CACHE / "downloads").mkdir(parents=True, exist_ok=True)
-    docker("run", "--detach", "--name", MIRROR, "--hostname", "mirror", "--network", NETWORK, "--network-alias", "mirror",
-           "--ip", MIRROR_ADDRESS, "--label", f"{LABEL}.inputs={inputs}", "--label", LABEL, "--stop-timeout", "1",
-           "--volume", f"{repositories}:/srv/repositories:ro", "--volume", f"{CACHE}/downloads:/srv/downloads",
-           "--volume", f"{CACHE}/wheels:/srv/wheels:ro", "--volume", f"{HERE}/mirror:/srv/program:ro", image,
-           "python3", "/srv/program/server.py", archive())  # fmt: skip
+    volumes = {
+        repositories: "/srv/repositories:ro",
+        CACHE / "wheels": "/srv/wheels:ro",
+        CACHE / "downloads": "/srv/downloads",
+        HERE / "mirror": "/srv/program:ro",
+    }
+    options = [f"--name={MIRROR}", "--hostname=mirror", "--network-alias=mirror", f"--network={NETWORK}"]
+    options += [f"--ip={MIRROR_ADDRESS}", f"--label={LABEL}", f"--label={LABEL}.inputs={inputs}", "--stop-timeout=1"]
+    options += [f"--volume={source}:{target}" for source, target in volumes.items()]
+    docker("run", "--detach", *options, image, "python3", "/srv/program/server.py", archive())
     wait_for(lambda: connects(MIRROR_ADDRESS, 80), "the package mirror", 20)
     return True
 
@@ -230,11 +275,15 @@ def ensure_mirror() -> bool:
 # Hosts
 
 
+# A host of the lab lives for minutes and has a new key each time.
+SSH_OPTIONS = ["-oStrictHostKeyChecking=no", "-oUserKnownHostsFile=/dev/null", "-oLogLevel=ERROR"]
+
+
 def container_name(scenario: str, host: str) -> str:
     return f"blackwell-lab-{scenario}-{host}"
 
 
-def up(host: str, scenario: str, distribution: str, gpus: list[str], secure_boot: str, nouveau: bool) -> dict:
+def up(host: str, scenario: str, distribution: str, gpu: list[str], secure_boot: str, nouveau: bool) -> dict:
     name = container_name(scenario, host)
     if docker("ps", "--quiet", "--filter", f"name=^{name}$").strip():
         return {"changed": False, "host": host, "address": address_of(name)}
@@ -243,16 +292,16 @@ def up(host: str, scenario: str, distribution: str, gpus: list[str], secure_boot
         ensure_network()
         ensure_mirror()
     hardware = {
-        "gpus": [GPU_COMMON | GPUS[gpu] for gpu in gpus],
+        "gpus": [GPU_COMMON | GPUS[name] for name in gpu],
         "secure_boot": {"on": True, "off": False, "none": None}[secure_boot],
         "nouveau": nouveau,
     }
     docker("rm", "--force", "--volumes", name, check=False)
     for address in free_addresses():
         try:
-            docker("create", "--name", name, "--hostname", host, "--network", NETWORK, "--ip", address, *RUN_OPTIONS,
-                   *GPU_DEVICE_RULES, "--label", LABEL, "--label", f"{LABEL}.scenario={scenario}", "--label",
-                   f"{LABEL}.host={host}", "--volume", "/var/lib/docker", "--volume", "/var/lib/containerd", image)  # fmt: skip
+            place = [f"--name={name}", f"--hostname={host}", f"--network={NETWORK}", f"--ip={address}"]
+            labels = [f"--label={LABEL}", f"--label={LABEL}.scenario={scenario}", f"--label={LABEL}.host={host}"]
+            docker("create", *place, *labels, *RUN_OPTIONS, image)
             docker("cp", "-", f"{name}:/", stdin=host_files(hardware, distribution))
             docker("start", name)
             break
@@ -261,7 +310,7 @@ def up(host: str, scenario: str, distribution: str, gpus: list[str], secure_boot
             if "Address already in use" not in str(problem):
                 raise
     address = address_of(name)
-    wait_for(lambda: answers(address), f"{host} at {address}", 60)
+    wait_for(lambda: is_up(address), f"{host} at {address}", 60)
     return {"changed": True, "host": host, "address": address}
 
 
@@ -311,6 +360,16 @@ def down(scenario: str, host: str | None) -> dict:
     return {"changed": bool(found)}
 
 
+def clean() -> dict:
+    found = docker("ps", "--all", "--quiet", "--filter", f"label={LABEL}").split()
+    if found:
+        docker("rm", "--force", "--volumes", *found)
+    networks = docker("network", "ls", "--quiet", "--filter", f"label={LABEL}").split()
+    if networks:
+        docker("network", "rm", *networks)
+    return {"changed": bool(found or networks)}
+
+
 def hosts() -> list[dict]:
     """The lab's running hosts: name, scenario, address."""
     form = f'{{{{.Names}}}} {{{{.Label "{LABEL}.scenario"}}}} {{{{.Label "{LABEL}.host"}}}}'
@@ -330,8 +389,7 @@ def ssh_key() -> Path:
 
 
 def ssh_command(address: str) -> list[str]:
-    options = ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "BatchMode=yes", "ConnectTimeout=2"]
-    return ["ssh", "-i", str(ssh_key()), *[word for option in options for word in ("-o", option)], f"admin@{address}"]
+    return ["ssh", *SSH_OPTIONS, "-oBatchMode=yes", "-oConnectTimeout=2", "-i", str(ssh_key()), f"admin@{address}"]
 
 
 def inventory(scenario: str | None) -> dict:
@@ -343,7 +401,7 @@ def inventory(scenario: str | None) -> dict:
             "ansible_host": host["address"],
             "ansible_user": "admin",
             "ansible_ssh_private_key_file": str(ssh_key()),
-            "ansible_ssh_common_args": "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR",
+            "ansible_ssh_common_args": " ".join(SSH_OPTIONS),
             "lab_container": host["container"],
         }
         for host in hosts()
@@ -362,8 +420,12 @@ def connects(address: str, port: int) -> bool:
     return True
 
 
-def answers(address: str) -> bool:
-    return connects(address, 22) and not subprocess.run([*ssh_command(address), "true"], capture_output=True, check=False).returncode
+def is_up(address: str) -> bool:
+    """True once all services of the host at that address run."""
+    if not connects(address, 22):
+        return False
+    words = [*ssh_command(address), "systemctl", "is-system-running", "--wait"]
+    return subprocess.run(words, capture_output=True, check=False).returncode == 0
 
 
 def wait_for(condition, what: str, seconds: float) -> None:
@@ -395,7 +457,7 @@ def main() -> None:
     login.add_argument("remote", nargs=argparse.REMAINDER)
     for command in (start, stop):
         command.add_argument("--scenario", default="hand")
-    for name in ("status", "mirror", "inventory"):
+    for name in ("status", "mirror", "inventory", "clean"):
         commands.add_parser(name)
     words = parser.parse_args()
     try:
@@ -404,7 +466,9 @@ def main() -> None:
             return
         need_docker()
         if words.command == "up":
-            print(json.dumps(up(words.host, words.scenario, words.distribution, words.gpu, words.secure_boot, words.nouveau)))
+            options = vars(words)
+            del options["command"]
+            print(json.dumps(up(**options)))
         elif words.command == "down":
             if not (words.host or words.all):
                 parser.error("say which host, or --all")
@@ -422,6 +486,8 @@ def main() -> None:
                 ensure_network()
                 changed = ensure_mirror()
             print(json.dumps({"changed": changed} | inventory(None)["all"]["vars"], indent=2))
+        elif words.command == "clean":
+            print(json.dumps(clean()))
         elif words.command == "inventory":
             print(json.dumps(inventory(None), indent=2))
     except LabError as problem:

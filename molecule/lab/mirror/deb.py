@@ -1,4 +1,4 @@
-"""Writes Debian packages and signed apt repositories. Standard library and gpg only; equal input gives equal packages."""
+"""Writes Debian packages and signed apt repositories. Standard library and gpg only."""
 
 import gzip
 import hashlib
@@ -19,8 +19,10 @@ class Link(str):
 
 @dataclass
 class Package:
-    """A binary package. `files` maps an absolute path to its text (or bytes, or Link); scripts are executable, and so is
-    every file below a directory named bin or sbin or that begins with `#!`."""
+    """A binary package. `files` maps absolute paths to text, bytes or a Link.
+
+    A file is executable if it begins with `#!` or lies in a directory for programs.
+    """
 
     name: str
     version: str
@@ -51,13 +53,20 @@ class Package:
 
     def to_bytes(self) -> bytes:
         conffiles = "".join(f"{path}\n" for path in self.files if path.startswith("/etc/"))
-        control = {"/control": self.control(), **{f"/{name}": f"#!/bin/sh\nset -e\n{text}\n" for name, text in self.scripts.items()}}
+        control = {
+            "/control": self.control(),
+            **{f"/{name}": f"#!/bin/sh\nset -e\n{text}\n" for name, text in self.scripts.items()},
+        }
         if conffiles:
             control["/conffiles"] = conffiles
         parts = [("debian-binary", b"2.0\n"), ("control.tar.gz", _tar(control)), ("data.tar.gz", _tar(self.files))]
         packed = b"!<arch>\n"
         for name, content in parts:
-            packed += f"{name:<16}{EPOCH:<12}{0:<6}{0:<6}{100644:<8}{len(content):<10}`\n".encode() + content + b"\n" * (len(content) % 2)
+            packed += (
+                f"{name:<16}{EPOCH:<12}{0:<6}{0:<6}{100644:<8}{len(content):<10}`\n".encode()
+                + content
+                + b"\n" * (len(content) % 2)
+            )
         return packed
 
 
@@ -92,7 +101,11 @@ def packages_index(root: Path, directory: str, packages: list[Package]) -> str:
     for package in packages:
         content, name = package.to_bytes(), os.path.normpath(f"{directory}/{package.file_name}")
         (root / name).write_bytes(content)
-        sums = {"SHA256": hashlib.sha256(content).hexdigest(), "Size": str(len(content)), "Filename": f"./{name}" if directory == "." else name}
+        sums = {
+            "SHA256": hashlib.sha256(content).hexdigest(),
+            "Size": str(len(content)),
+            "Filename": f"./{name}" if directory == "." else name,
+        }
         stanzas.append(package.control(**sums))
     return "\n".join(stanzas)
 
@@ -130,7 +143,18 @@ class Key:
     def __init__(self, home: Path, owner: str) -> None:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._home = home
-        self._gpg_words = ["gpg", "--homedir", str(home), "--batch", "--quiet", "--no-tty", "--pinentry-mode", "loopback", "--passphrase", ""]
+        self._gpg_words = [
+            "gpg",
+            "--homedir",
+            str(home),
+            "--batch",
+            "--quiet",
+            "--no-tty",
+            "--pinentry-mode",
+            "loopback",
+            "--passphrase",
+            "",
+        ]
         if not self._gpg("--list-keys"):
             self._gpg("--quick-generate-key", owner, "rsa3072", "sign", "0")
         listing = self._gpg("--with-colons", "--list-keys").decode()

@@ -1,9 +1,10 @@
-"""What the lab's package mirror offers: NVIDIA's and Docker's package names, versions and dependencies, with stand-ins inside.
+"""What the lab's package mirror offers: NVIDIA's and Docker's names, versions and dependencies, with stand-ins inside.
 
 Each suite holds what its real archive is known to hold, no more. Sources:
 - driver package names, pinning packages, compute-only sets: NVIDIA driver installation guide, and the lists of
   developer.download.nvidia.com/compute/cuda/repos/<suite>/x86_64/
-- no branch 580 in debian13: github.com/NVIDIA/cuda-repo-management/issues/38; cuda-drivers without dependencies: cupy/cupy issue 10295
+- no branch 580 in debian13: github.com/NVIDIA/cuda-repo-management/issues/38
+- newest cuda-drivers without dependencies: github.com/cupy/cupy/issues/10295
 - container toolkit: github.com/NVIDIA/nvidia-container-toolkit, packaging/debian and deployments/systemd
 - Docker: docs.docker.com/engine/install/debian
 """
@@ -39,7 +40,7 @@ def stand_in(name: str, **values: str) -> str:
 def package(name: str, version: str, *depends: str, arch: str = "amd64", **more) -> Package:
     fields = {"Depends": ", ".join(depends)} if depends else {}
     fields |= more.pop("fields", {})
-    description = f"stand-in for {name} (test lab)\n It has the name, the version and the dependencies, and nothing of the original."
+    description = f"stand-in for {name} (test lab)\n Only name, version and dependencies are the original's."
     return Package(name, version, description, arch, fields, **more)
 
 
@@ -51,18 +52,23 @@ def kernel_modules(version: str, revision: str, is_open: bool, *, name: str) -> 
     source = f"/usr/src/nvidia-{version}"
     other = "nvidia-kernel-dkms" if is_open else "nvidia-kernel-open-dkms"
     return package(
-        name, f"{version}-{revision}", "dkms", f"nvidia-kernel-support (= {version}-{revision})",
+        name,
+        f"{version}-{revision}",
+        "dkms",
+        f"nvidia-kernel-support (= {version}-{revision})",
         fields={"Conflicts": other, "Replaces": other, "Provides": f"nvidia-kernel-{version}"},
         files={
             f"{source}/dkms.conf": stand_in("dkms.conf", VERSION=version),
             f"{source}/Makefile": stand_in("Makefile"),
-            f"{source}/nvidia.c": stand_in("nvidia.c", VERSION=version, LICENSE="Dual MIT/GPL" if is_open else "NVIDIA"),
+            f"{source}/nvidia.c": stand_in(
+                "nvidia.c", VERSION=version, LICENSE="Dual MIT/GPL" if is_open else "NVIDIA"
+            ),
         },
         scripts={
             "postinst": f'if [ "$1" = configure ]; then /usr/lib/dkms/common.postinst nvidia {version} "" "$2"; fi',
-            "prerm": f'case $1 in remove|upgrade|deconfigure) dkms remove -m nvidia -v {version} --all || true;; esac',
+            "prerm": f"case $1 in remove|upgrade|deconfigure) dkms remove -m nvidia -v {version} --all || true;; esac",
         },
-    )  # fmt: skip
+    )
 
 
 def driver(version: str, revision: str = "1") -> list[Package]:
@@ -71,38 +77,75 @@ def driver(version: str, revision: str = "1") -> list[Package]:
     same = f"(= {full})"
     library = "/usr/lib/x86_64-linux-gnu"
     branch = int(version.split(".")[0])
-    closed = [] if branch >= CLOSED_MODULES_END else [kernel_modules(version, revision, False, name="nvidia-kernel-dkms")]
+    closed = (
+        [] if branch >= CLOSED_MODULES_END else [kernel_modules(version, revision, False, name="nvidia-kernel-dkms")]
+    )
     return [
         package("nvidia-open", full, f"nvidia-driver-cuda {same}", f"nvidia-kernel-open-dkms {same}"),
-        package("nvidia-driver-cuda", full, f"libcuda1 {same}", f"libnvidia-ml1 {same}", f"libnvidia-ptxjitcompiler1 {same}",
-                f"nvidia-persistenced {same}", f"nvidia-kernel-open-dkms {same} | nvidia-kernel-dkms {same}", f"nvidia-modprobe (>= {version})",
-                files={"/usr/bin/nvidia-smi": stand_in("nvidia-smi", VERSION=version)}),
+        package(
+            "nvidia-driver-cuda",
+            full,
+            f"libcuda1 {same}",
+            f"libnvidia-ml1 {same}",
+            f"libnvidia-ptxjitcompiler1 {same}",
+            f"nvidia-persistenced {same}",
+            f"nvidia-kernel-open-dkms {same} | nvidia-kernel-dkms {same}",
+            f"nvidia-modprobe (>= {version})",
+            files={"/usr/bin/nvidia-smi": stand_in("nvidia-smi", VERSION=version)},
+        ),
         kernel_modules(version, revision, True, name="nvidia-kernel-open-dkms"),
         *closed,
-        package("nvidia-kernel-support", full, "nvidia-modprobe",
-                files={"/etc/modprobe.d/nvidia.conf": "options nvidia NVreg_OpenRmEnableUnsupportedGpus=1\n"}),
-        package("nvidia-persistenced", full, files={
-            "/usr/bin/nvidia-persistenced": stand_in("nvidia-persistenced", VERSION=version),
-            "/usr/lib/systemd/system/nvidia-persistenced.service": stand_in("nvidia-persistenced.service"),
-        }, scripts={"postinst": "[ ! -d /run/systemd/system ] || systemctl daemon-reload"}),
+        package(
+            "nvidia-kernel-support",
+            full,
+            "nvidia-modprobe",
+            files={"/etc/modprobe.d/nvidia.conf": "options nvidia NVreg_OpenRmEnableUnsupportedGpus=1\n"},
+        ),
+        package(
+            "nvidia-persistenced",
+            full,
+            files={
+                "/usr/bin/nvidia-persistenced": stand_in("nvidia-persistenced", VERSION=version),
+                "/usr/lib/systemd/system/nvidia-persistenced.service": stand_in("nvidia-persistenced.service"),
+            },
+            scripts={"postinst": "[ ! -d /run/systemd/system ] || systemctl daemon-reload"},
+        ),
         package("nvidia-modprobe", full, files={"/usr/bin/nvidia-modprobe": stand_in("nvidia-modprobe")}),
-        package("libcuda1", full, f"libnvidia-ptxjitcompiler1 {same}", files={
-            f"{library}/libcuda.so.{version}": f"stand-in {version}\n", f"{library}/libcuda.so.1": Link(f"libcuda.so.{version}")}),
-        package("libnvidia-ml1", full, files={
-            f"{library}/libnvidia-ml.so.{version}": f"stand-in {version}\n", f"{library}/libnvidia-ml.so.1": Link(f"libnvidia-ml.so.{version}")}),
+        package(
+            "libcuda1",
+            full,
+            f"libnvidia-ptxjitcompiler1 {same}",
+            files={
+                f"{library}/libcuda.so.{version}": f"stand-in {version}\n",
+                f"{library}/libcuda.so.1": Link(f"libcuda.so.{version}"),
+            },
+        ),
+        package(
+            "libnvidia-ml1",
+            full,
+            files={
+                f"{library}/libnvidia-ml.so.{version}": f"stand-in {version}\n",
+                f"{library}/libnvidia-ml.so.1": Link(f"libnvidia-ml.so.{version}"),
+            },
+        ),
         package("libnvidia-ptxjitcompiler1", full),
         package("nvidia-driver", full, f"nvidia-driver-cuda {same}"),
         package("cuda-drivers", full, *([f"nvidia-driver {same}"] if closed else [])),
-    ]  # fmt: skip
+    ]
 
 
 def pinning(branch: str) -> Package:
     """Keeps the driver packages of a repository on one branch."""
-    names = "cuda-drivers* libcuda* libnvidia* libxnvctrl* nvidia-driver* nvidia-kernel* nvidia-modprobe nvidia-open* nvidia-persistenced"
+    families = ("cuda-drivers*", "libcuda*", "libnvidia*", "nvidia-driver*", "nvidia-kernel*", "nvidia-open*")
+    names = " ".join([*families, "nvidia-modprobe", "nvidia-persistenced"])
     text = f"Package: {names}\nPin: version {branch}.*\nPin-Priority: 1000\n"
-    return package(f"nvidia-driver-pinning-{branch}", f"{branch}-1", arch="all",
-                   fields={"Provides": "nvidia-driver-pinning", "Conflicts": "nvidia-driver-pinning"},
-                   files={f"/etc/apt/preferences.d/nvidia-driver-pinning-{branch}": text})  # fmt: skip
+    return package(
+        f"nvidia-driver-pinning-{branch}",
+        f"{branch}-1",
+        arch="all",
+        fields={"Provides": "nvidia-driver-pinning", "Conflicts": "nvidia-driver-pinning"},
+        files={f"/etc/apt/preferences.d/nvidia-driver-pinning-{branch}": text},
+    )
 
 
 def debian_closed_driver() -> list[Package]:
@@ -112,7 +155,12 @@ def debian_closed_driver() -> list[Package]:
         package("nvidia-driver", full, f"nvidia-kernel-dkms {same}", f"nvidia-smi {same}", f"libcuda1 {same}"),
         kernel_modules(DEBIAN_DRIVER, "2", False, name="nvidia-kernel-dkms"),
         package("nvidia-kernel-support", full),
-        package("nvidia-smi", full, f"libnvidia-ml1 {same}", files={"/usr/bin/nvidia-smi": stand_in("nvidia-smi", VERSION=DEBIAN_DRIVER)}),
+        package(
+            "nvidia-smi",
+            full,
+            f"libnvidia-ml1 {same}",
+            files={"/usr/bin/nvidia-smi": stand_in("nvidia-smi", VERSION=DEBIAN_DRIVER)},
+        ),
         package("libcuda1", full),
         package("libnvidia-ml1", full),
     ]
@@ -135,17 +183,41 @@ def toolkit_12_9() -> list[Package]:
     return [
         package("cuda-toolkit-12-9", version, *TOOLKIT_GROUPS, "cuda-nvml-dev-12-9", "cuda-documentation-12-9"),
         *[package(name, version, *members) for name, members in TOOLKIT_GROUPS.items()],
-        *[package(name, version) for name in sorted(leaves | {"cuda-nvml-dev-12-9", "cuda-documentation-12-9", "cuda-crt-12-9", "cuda-nvvm-12-9"})],
-        package("cuda-nvcc-12-9", "12.9.86-1", "build-essential | gcc", "cuda-crt-12-9", "cuda-nvvm-12-9", "cuda-cudart-dev-12-9", files={
-            f"{root}/bin/nvcc": stand_in("nvcc"), f"{root}/version.json": stand_in("version.json")}),
-        package("cuda-cudart-12-9", config, "cuda-toolkit-12-9-config-common", files={f"{root}/lib64/libcudart.so.12": "stand-in\n"}),
-        package("cuda-toolkit-12-9-config-common", config, "cuda-toolkit-12-config-common", arch="all", scripts={
-            "postinst": f"ln -sfn {root} /etc/alternatives/cuda; ln -sfn /etc/alternatives/cuda /usr/local/cuda"}),
+        *[
+            package(name, version)
+            for name in sorted(
+                leaves | {"cuda-nvml-dev-12-9", "cuda-documentation-12-9", "cuda-crt-12-9", "cuda-nvvm-12-9"}
+            )
+        ],
+        package(
+            "cuda-nvcc-12-9",
+            "12.9.86-1",
+            "build-essential | gcc",
+            "cuda-crt-12-9",
+            "cuda-nvvm-12-9",
+            "cuda-cudart-dev-12-9",
+            files={f"{root}/bin/nvcc": stand_in("nvcc"), f"{root}/version.json": stand_in("version.json")},
+        ),
+        package(
+            "cuda-cudart-12-9",
+            config,
+            "cuda-toolkit-12-9-config-common",
+            files={f"{root}/lib64/libcudart.so.12": "stand-in\n"},
+        ),
+        package(
+            "cuda-toolkit-12-9-config-common",
+            config,
+            "cuda-toolkit-12-config-common",
+            arch="all",
+            scripts={
+                "postinst": f"ln -sfn {root} /etc/alternatives/cuda; ln -sfn /etc/alternatives/cuda /usr/local/cuda"
+            },
+        ),
         package("cuda-toolkit-12-config-common", config, "cuda-toolkit-config-common", arch="all"),
         package("cuda-toolkit-config-common", config, arch="all"),
         package("cuda-runtime-12-9", version, "cuda-drivers", "cuda-libraries-12-9"),
         package("cuda-12-9", version, "cuda-toolkit-12-9", "cuda-runtime-12-9"),
-    ]  # fmt: skip
+    ]
 
 
 def toolkit_13() -> list[Package]:
@@ -163,19 +235,37 @@ def container_toolkit(version: str) -> list[Package]:
     full = f"{version}-1"
     units = "/usr/lib/systemd/system/nvidia-cdi-refresh"
     return [
-        package("nvidia-container-toolkit", full, f"nvidia-container-toolkit-base (= {full})", f"libnvidia-container-tools (>= {full})",
-                "libnvidia-container-tools (<< 2.0.0)", files={"/usr/bin/nvidia-container-runtime-hook": "#!/bin/sh\nexit 0\n"}),
-        package("nvidia-container-toolkit-base", full, "python3", files={
-            "/usr/bin/nvidia-ctk": stand_in("nvidia-ctk", VERSION=version),
-            "/usr/bin/nvidia-cdi-hook": "#!/bin/sh\n# Stand-in (test lab).\nexit 0\n",
-            "/usr/bin/nvidia-container-runtime": stand_in("nvidia-container-runtime", VERSION=version),
-            f"{units}.service": stand_in("nvidia-cdi-refresh.service"),
-            f"{units}.path": stand_in("nvidia-cdi-refresh.path"),
-        }, scripts={"postinst": stand_in("container-toolkit.postinst")}),
-        package("libnvidia-container-tools", full, f"libnvidia-container1 (>= {full})",
-                files={"/usr/bin/nvidia-container-cli": f"#!/bin/sh\n# Stand-in (test lab).\necho cli-version: {version}\n"}),
+        package(
+            "nvidia-container-toolkit",
+            full,
+            f"nvidia-container-toolkit-base (= {full})",
+            f"libnvidia-container-tools (>= {full})",
+            "libnvidia-container-tools (<< 2.0.0)",
+            files={"/usr/bin/nvidia-container-runtime-hook": "#!/bin/sh\nexit 0\n"},
+        ),
+        package(
+            "nvidia-container-toolkit-base",
+            full,
+            "python3",
+            files={
+                "/usr/bin/nvidia-ctk": stand_in("nvidia-ctk", VERSION=version),
+                "/usr/bin/nvidia-cdi-hook": "#!/bin/sh\n# Stand-in (test lab).\nexit 0\n",
+                "/usr/bin/nvidia-container-runtime": stand_in("nvidia-container-runtime", VERSION=version),
+                f"{units}.service": stand_in("nvidia-cdi-refresh.service"),
+                f"{units}.path": stand_in("nvidia-cdi-refresh.path"),
+            },
+            scripts={"postinst": stand_in("container-toolkit.postinst")},
+        ),
+        package(
+            "libnvidia-container-tools",
+            full,
+            f"libnvidia-container1 (>= {full})",
+            files={
+                "/usr/bin/nvidia-container-cli": f"#!/bin/sh\n# Stand-in (test lab).\necho cli-version: {version}\n"
+            },
+        ),
         package("libnvidia-container1", full),
-    ]  # fmt: skip
+    ]
 
 
 # Docker
@@ -190,39 +280,74 @@ def docker_packages(trees: Path, codename: str) -> list[Package]:
         root = trees / codename / name
         return {f"/{path.relative_to(root)}": path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
-    start = "getent group docker >/dev/null || groupadd --system docker\nif [ -d /run/systemd/system ]; then systemctl daemon-reload; systemctl enable --quiet --now {}; fi"
-    stop = 'if [ "$1" = remove ] && [ -d /run/systemd/system ]; then systemctl disable --quiet --now {} || true; fi'
+    start, stop = stand_in("start_service.postinst"), stand_in("stop_service.prerm")
     older = "docker.io, docker-engine"
     return [
-        package("docker-ce", f"5:{version['docker']}{suffix}", "containerd.io (>= 1.7.24)", "docker-ce-cli", "iptables", "libsystemd0",
-                fields={"Conflicts": older, "Replaces": older, "Recommends": "docker-buildx-plugin, docker-compose-plugin"}, files=files("docker-ce"),
-                scripts={"postinst": start.format("docker.socket docker.service"), "prerm": stop.format("docker.service docker.socket")}),
-        package("docker-ce-cli", f"5:{version['docker']}{suffix}", fields={"Conflicts": "docker-cli, docker.io", "Replaces": "docker-cli"}, files=files("docker-ce-cli")),
-        package("containerd.io", f"{version['containerd']}{suffix}", "libseccomp2",
-                fields={"Conflicts": "containerd, runc", "Replaces": "containerd, runc", "Provides": "containerd, runc"}, files=files("containerd.io"),
-                scripts={"postinst": start.format("containerd.service"), "prerm": stop.format("containerd.service")}),
+        package(
+            "docker-ce",
+            f"5:{version['docker']}{suffix}",
+            "containerd.io (>= 1.7.24)",
+            "docker-ce-cli",
+            "iptables",
+            "libsystemd0",
+            fields={"Conflicts": older, "Replaces": older, "Recommends": "docker-buildx-plugin, docker-compose-plugin"},
+            files=files("docker-ce"),
+            scripts={
+                "postinst": start.replace("@UNITS@", "docker.socket docker.service"),
+                "prerm": stop.replace("@UNITS@", "docker.service docker.socket"),
+            },
+        ),
+        package(
+            "docker-ce-cli",
+            f"5:{version['docker']}{suffix}",
+            fields={"Conflicts": "docker-cli, docker.io", "Replaces": "docker-cli"},
+            files=files("docker-ce-cli"),
+        ),
+        package(
+            "containerd.io",
+            f"{version['containerd']}{suffix}",
+            "libseccomp2",
+            fields={"Conflicts": "containerd, runc", "Replaces": "containerd, runc", "Provides": "containerd, runc"},
+            files=files("containerd.io"),
+            scripts={
+                "postinst": start.replace("@UNITS@", "containerd.service"),
+                "prerm": stop.replace("@UNITS@", "containerd.service"),
+            },
+        ),
         package("docker-buildx-plugin", f"{version['buildx']}{suffix}", files=files("docker-buildx-plugin")),
-        package("docker-compose-plugin", f"{version['compose']}{suffix}", fields={"Conflicts": "docker-compose-v2"}, files=files("docker-compose-plugin")),
-    ]  # fmt: skip
+        package(
+            "docker-compose-plugin",
+            f"{version['compose']}{suffix}",
+            fields={"Conflicts": "docker-compose-v2"},
+            files=files("docker-compose-plugin"),
+        ),
+    ]
 
 
 # Kernel
 
 
-def headers(kernel: str) -> list[Package]:
-    """What the distribution's header package of the running kernel would hold, as far as dkms looks at it."""
+def machine(kernel: str) -> list[Package]:
+    """mokutil, and what dkms looks at in the header package of the running kernel."""
     root = f"/usr/src/linux-headers-{kernel}"
     config = 'CONFIG_MODULES=y\nCONFIG_MODULE_SIG=y\nCONFIG_MODULE_SIG_HASH="sha256"\n'
+    mokutil = package("mokutil", "2:0.7.2", files={"/usr/bin/mokutil": stand_in("mokutil")})
     return [
-        package(f"linux-headers-{kernel}", "1", fields={"Source": HEADERS_SOURCE}, files={
-            f"{root}/.config": config,
-            f"{root}/include/config/auto.conf": config,
-            f"{root}/include/generated/utsrelease.h": f'#define UTS_RELEASE "{kernel}"\n',
-            f"{root}/Makefile": "# Stand-in (test lab).\n",
-            f"{root}/scripts/sign-file": stand_in("sign-file"),
-            f"/usr/lib/modules/{kernel}/build": Link(root),
-        })
-    ]  # fmt: skip
+        mokutil,
+        package(
+            f"linux-headers-{kernel}",
+            "1",
+            fields={"Source": HEADERS_SOURCE},
+            files={
+                f"{root}/.config": config,
+                f"{root}/include/config/auto.conf": config,
+                f"{root}/include/generated/utsrelease.h": f'#define UTS_RELEASE "{kernel}"\n',
+                f"{root}/Makefile": "# Stand-in (test lab).\n",
+                f"{root}/scripts/sign-file": stand_in("sign-file"),
+                f"/usr/lib/modules/{kernel}/build": Link(root),
+            },
+        ),
+    ]
 
 
 # All repositories
@@ -236,7 +361,7 @@ def inputs(kernel: str, trees: Path) -> str:
 
 
 def build(root: Path, kernel: str, trees: Path) -> bool:
-    """Write every repository below `root`, each publisher's signed with a key of this checkout; False if they are there.
+    """Write every repository below `root`, signed with keys of this checkout; False if they are there.
 
     `root` itself stays, because a running mirror serves it.
     """
@@ -248,7 +373,10 @@ def build(root: Path, kernel: str, trees: Path) -> bool:
     for path in root.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     keys_home = root.with_name("signing")
-    keys = {name: Key(keys_home / name, f"Test lab, stand-in for {name}") for name in ("nvidia", "docker", "libnvidia-container", "wrong")}
+    keys = {
+        name: Key(keys_home / name, f"Test lab, stand-in for {name}")
+        for name in ("nvidia", "docker", "libnvidia-container", "wrong")
+    }
     for suite in sorted({*DRIVERS, *TOOLKIT_12_9}):
         packages = [item for version in DRIVERS.get(suite, []) for item in driver(version)]
         packages += [pinning(branch) for branch in PINNING.get(suite, [])]
@@ -258,13 +386,27 @@ def build(root: Path, kernel: str, trees: Path) -> bool:
         write_flat(repository, packages, keys["nvidia"], Origin="NVIDIA", Label="NVIDIA CUDA")
         (repository / "lab.pub").write_bytes(keys["nvidia"].public)
     toolkits = [item for version in CONTAINER_TOOLKITS for item in container_toolkit(version)]
-    write_flat(root / "libnvidia-container/stable/deb/amd64", toolkits, keys["libnvidia-container"], Origin="NVIDIA", Label="libnvidia-container")
+    write_flat(
+        root / "libnvidia-container/stable/deb/amd64",
+        toolkits,
+        keys["libnvidia-container"],
+        Origin="NVIDIA",
+        Label="libnvidia-container",
+    )
     (root / "libnvidia-container/gpgkey").write_bytes(keys["libnvidia-container"].public)
     for codename in DOCKER_SUITES:
-        write_suite(root / "linux/debian", codename, "stable", docker_packages(trees, codename), keys["docker"], Origin="Docker", Label="Docker CE")
+        write_suite(
+            root / "linux/debian",
+            codename,
+            "stable",
+            docker_packages(trees, codename),
+            keys["docker"],
+            Origin="Docker",
+            Label="Docker CE",
+        )
     (root / "linux/debian/gpg").write_bytes(keys["docker"].public)
     write_flat(root / "debian-non-free", debian_closed_driver(), keys["nvidia"], Origin="Debian", Label="Debian")
-    write_flat(root / "kernel", headers(kernel), keys["nvidia"], Origin="Test lab", Label="Test lab")
+    write_flat(root / "kernel", machine(kernel), keys["nvidia"], Origin="Test lab", Label="Test lab")
     (root / "wrong.pub").write_bytes(keys["wrong"].public)
     (root / "keys.json").write_text(json.dumps({name: key.fingerprint for name, key in keys.items()}))
     for key in keys.values():

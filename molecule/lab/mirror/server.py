@@ -67,7 +67,11 @@ class Handler(SimpleHTTPRequestHandler):
 
     def list_wheels(self, project: str) -> None:
         """A project's page of the simple index (PEP 503)."""
-        names = [path.name for path in sorted(WHEELS.glob("*.whl")) if path.name.split("-")[0].lower().replace("_", "-") == project]
+        names = [
+            path.name
+            for path in sorted(WHEELS.glob("*.whl"))
+            if path.name.split("-")[0].lower().replace("_", "-") == project
+        ]
         page = "".join(f'<a href="/pypi/files/{name}">{name}</a>\n' for name in names).encode()
         self.send_response(200 if names else 404)
         self.send_header("Content-Type", "text/html")
@@ -80,7 +84,10 @@ class Handler(SimpleHTTPRequestHandler):
         kept = DOWNLOADS / hashlib.sha256(target.encode()).hexdigest()
         if kept.exists() and any(part in target for part in KEPT):
             return kept
-        with urllib.request.urlopen(target, timeout=60) as answer, tempfile.NamedTemporaryFile(dir=DOWNLOADS, delete=False) as part:
+        with (
+            urllib.request.urlopen(target, timeout=60) as answer,
+            tempfile.NamedTemporaryFile(dir=DOWNLOADS, delete=False) as part,
+        ):
             shutil.copyfileobj(answer, part)
         os.replace(part.name, kept)
         return kept
