@@ -12,6 +12,7 @@ from ansible_collections.blackwell.serving.plugins.module_utils.catalog_view imp
 from ansible_collections.blackwell.serving.plugins.module_utils.declaration import Gpu, catalogue_gpu, parse_services
 from ansible_collections.blackwell.serving.plugins.module_utils.engines import EngineMemory, engine_memory
 from ansible_collections.blackwell.serving.plugins.module_utils.engines.sglang import granted_tokens
+from ansible_collections.blackwell.serving.plugins.module_utils.memory_plan import plan_host
 from ansible_collections.blackwell.serving.plugins.module_utils.units import GIB, from_gib
 
 LOGS = Path(__file__).with_name("startup_logs.yml")
@@ -125,6 +126,8 @@ def accuracy_page(catalog: Catalog) -> str:
     lines += ["", "One process, after one request and at its peak under load (nvidia-smi):", ""]
     lines += ["| | resident: planned / measured | error | peak: planned / measured | error |", "|---|---|---|---|---|"]
     lines += [_process_row(result) for result in scores if "peak" in result.measured]
+    for stack in logs["stacks"]:
+        lines += ["", "## A stack that was planned first and then started", "", *_stack_lines(stack, catalog)]
     lines += ["", "Starts that failed, and that the planner refuses:", ""]
     lines += [
         f"- {row['id']}: {row['service']['engine']}, {_model(row)}, fraction {row['fraction']}" for row in refused
@@ -138,6 +141,33 @@ def accuracy_page(catalog: Catalog) -> str:
         lines += [f"  - {row['id']}: {row['about']}" for row in rows if "about" in row]
     lines += ["", "Constants that no formula gives stand in `catalog/overheads.yml`, each with its measurement.", ""]
     return INTRODUCTION + requirements + START_UP + "\n".join(lines)
+
+
+def stack_plan(stack: Mapping[str, Any], catalog: Catalog) -> dict[str, Any]:
+    """What the planner makes of a measured stack's declaration today."""
+    return plan_host("measured", {"gpus": [stack["gpu"]], "services": stack["services"]}, catalog)
+
+
+def _stack_lines(stack: Mapping[str, Any], catalog: Catalog) -> list[str]:
+    plan, measured = stack_plan(stack, catalog), stack["measured"]
+    alone = measured["restarted_alone"]
+    lines = [
+        f"{stack['about']}. Started with the plan's own commands, but for {stack['substituted']}.",
+        "",
+        "| | free before its start: planned / measured | tokens: planned / granted | restarted alone, under load |",
+        "|---|---|---|---|",
+    ]
+    for service in plan["services"]:
+        name = service["name"]
+        free = f"{service['free_before_gib']:.2f} / {measured['free_before'][name]:.2f}"
+        tokens = f"{service['kv_tokens']:,} / {measured['tokens'][name]:,}"
+        again = f"{alone[name]:,} tokens" if name in alone else "not tried"
+        lines.append(f"| {name} | {free} | {tokens} | {again} |")
+    lines += [
+        "",
+        f"Peak of all under load: planned {plan['gpus'][0]['planned_gib']:.2f}, measured {measured['peak']:.2f}.",
+    ]
+    return lines
 
 
 def _start_up_row(result: Score) -> str:

@@ -45,6 +45,18 @@ def test_size_of_a_process_after_one_request_and_under_load(row, catalog):
     assert result.peak == pytest.approx(row["measured"]["peak"], rel=0.03)
 
 
+@pytest.mark.parametrize("stack", scoring.load_logs()["stacks"], ids=lambda stack: stack["gpu"]["gpu"])
+def test_a_stack_that_was_started_as_planned(stack, catalog):
+    """Free memory before each start within 2 %, no service with fewer tokens than planned, the peak within 3 %."""
+    plan, measured = scoring.stack_plan(stack, catalog), stack["measured"]
+    for service in plan["services"]:
+        name = service["name"]
+        assert service["free_before_gib"] == pytest.approx(measured["free_before"][name], rel=0.02)
+        assert measured["tokens"][name] >= service["kv_tokens"]
+        assert measured["restarted_alone"].get(name, service["kv_tokens"]) >= service["kv_tokens"]
+    assert plan["gpus"][0]["planned_gib"] == pytest.approx(measured["peak"], rel=0.03)
+
+
 @pytest.mark.parametrize("row", [row for row in ROWS.values() if row.get("refused")], ids=lambda row: row["id"])
 def test_what_failed_is_refused(row, catalog):
     assert scoring.granted(row, scoring.row_memory(row, catalog)) <= 0
