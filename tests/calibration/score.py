@@ -126,14 +126,14 @@ def accuracy_page(catalog: Catalog) -> str:
     lines += ["", "One process, after one request and at its peak under load (nvidia-smi):", ""]
     lines += ["| | resident: planned / measured | error | peak: planned / measured | error |", "|---|---|---|---|---|"]
     lines += [_process_row(result) for result in scores if "peak" in result.measured]
-    for stack in logs["stacks"]:
-        lines += ["", "## A stack that was planned first and then started", "", *_stack_lines(stack, catalog)]
     lines += ["", "Starts that failed, and that the planner refuses:", ""]
     lines += [
         f"- {row['id']}: {row['service']['engine']}, {_model(row)}, fraction {row['fraction']}" for row in refused
     ]
     lines += ["", "Not reproducible, for lack of a figure:", ""]
     lines += [f"- {entry['about']}: {entry['missing']}" for entry in logs["not_reproducible"]]
+    for stack in logs["stacks"]:
+        lines += ["", "## A stack that was planned first and then started", "", *_stack_lines(stack, catalog)]
     lines += ["", "## Where the rows come from", ""]
     for source, about in logs["sources"].items():
         rows = [row for row in logs["rows"] if row["source"] == source]
