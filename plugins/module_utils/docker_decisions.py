@@ -17,7 +17,6 @@ PACKAGES = {
     "distribution": ["docker.io", "docker-cli", "docker-compose", "docker-buildx"],
 }
 FLAVOURS = {"docker-ce": "docker", "docker.io": "distribution"}
-COMPOSE = {"docker": "docker-compose-plugin", "distribution": "docker-compose"}
 # CDI specifications of version 0.7, which the container toolkit writes since 1.19.1, need Engine 26.1
 # (NVIDIA/nvidia-container-toolkit, release notes); Compose 2.26 is what Debian 13 has beside it.
 MINIMUM = {"Engine": "26.1", "Compose": "2.26"}
@@ -46,7 +45,7 @@ def docker_plan(facts: Facts, source: str, version: str, restart_allowed: bool) 
     pin_differs = bool(version) and not fnmatchcase(installed.get("docker-ce", ""), version)
     if docker["version"] and "Engine" in too_old and not pin_differs:
         raise Refusal(f"Docker {docker['version']} is older than {MINIMUM['Engine']}. {_way_out(flavour)}")
-    if docker["version"] and facts["gpu_containers"] and (pin_differs or too_old) and not restart_allowed:
+    if docker["version"] and facts["gpu_containers"] and pin_differs and not restart_allowed:
         names = ", ".join(container["name"] for container in facts["gpu_containers"])
         raise Refusal(
             f"Docker's packages have to change, which restarts Docker, while these containers hold a GPU: {names}. "
@@ -55,10 +54,8 @@ def docker_plan(facts: Facts, source: str, version: str, restart_allowed: bool) 
     if docker["version"] and not flavour:
         return _plan("unknown", packages=["python3-venv"], note=_foreign_note(docker, too_old))
     names = PACKAGES[origin]
-    if docker["version"]:
+    if docker["version"] and not too_old:
         names = [name for name in names if name in installed]
-        if too_old:
-            names = [*names, COMPOSE[origin]]
     pinned = {"docker-ce", "docker-ce-cli"} if version else set()
     return _plan(
         origin,

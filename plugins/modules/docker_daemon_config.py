@@ -68,7 +68,7 @@ attributes:
     description: Merges and validates, and changes nothing. Containers that hold a GPU give a warning, not a failure.
   diff_mode:
     support: full
-    description: Passwords in the addresses of proxies are not shown.
+    description: Passwords in the addresses of proxies are not shown. A file that holds some is for root alone.
 author:
   - The blackwell.serving maintainers
 """
@@ -369,7 +369,9 @@ class Change:
             file.write(text)
         new = not path.exists()
         self.module.atomic_move(name, str(path))
-        if new:
+        if without_passwords(text) != text:
+            path.chmod(0o600)
+        elif new:
             path.chmod(mode)
 
     def _put_back(self) -> None:

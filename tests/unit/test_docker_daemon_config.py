@@ -342,6 +342,8 @@ def test_passwords_of_proxies_are_not_shown(host: Host):
     result = host.run({"proxies": {"http-proxy": "http://user:secret@proxy.example:3128"}}, check=True)
     assert "proxy.example:3128" in result["diff"]["after"]
     assert "secret" not in json.dumps(result["diff"])
+    host.run({"proxies": {"http-proxy": "http://user:secret@proxy.example:3128"}})
+    assert stat.S_IMODE(host.file.stat().st_mode) == 0o600
 
 
 def test_a_dockerd_outside_systemd_is_sent_sighup(host: Host):

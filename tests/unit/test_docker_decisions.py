@@ -59,10 +59,10 @@ def test_docker_of_the_distribution_is_not_replaced_by_dockers_own():
     assert (made["adopted"], made["repository"], made["source"]) == (True, False, "distribution")
 
 
-def test_a_missing_compose_is_added_from_where_docker_came_from():
-    made = plan(facts(version="29.9.0", flavour="docker-ce", packages=CE))
+def test_a_missing_compose_is_added_from_where_docker_came_from_also_under_gpu_containers():
+    made = plan(facts(version="29.9.0", flavour="docker-ce", packages=CE, holders=[HOLDER]))
     assert "docker-compose-plugin" in made["packages"]
-    assert not made["adopted"]
+    assert (made["adopted"], made["refused"]) == (False, "")
 
 
 @pytest.mark.parametrize(
