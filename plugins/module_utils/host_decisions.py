@@ -100,33 +100,40 @@ def _check_branch_drives(branch: str, version: str, needed: dict[str, list[str]]
 # NVIDIA's repositories
 
 
-def repository(suite: str, facts: Facts, packages: Catalog, settings: dict[str, str], role: str = "") -> dict[str, Any]:
-    """A suite of NVIDIA's as {suite, name, url, key_url, fingerprint, key_path, source_path, source, older_sources}.
+def repository(suite: str, facts: Facts, packages: Catalog, settings: dict[str, str]) -> dict[str, Any]:
+    """A suite of NVIDIA's as {suite, url, key_url, fingerprint, key_path, files}.
 
     `settings` has `url` (base of the repositories), `key_url` and `key_fingerprint`; empty ones mean NVIDIA's own.
+    `files` are for the module managed_files: the source, and those that name the same suite with another key, absent.
     """
+    system_suites = packages["systems"][system_key(facts, packages)]["suites"]
     own = packages["suites"][suite]["key"]
     architecture = packages["architectures"][facts["os"]["deb_architecture"]]
     url = f"{(settings.get('url') or packages['repository_base']).rstrip('/')}/{suite}/{architecture}/"
-    name = f"nvidia-cuda-{role}{suite}"
     key_path = f"/etc/apt/keyrings/nvidia-cuda-{suite}.gpg"
+    source = (
+        "# Written by blackwell.serving.\n"
+        f"Types: deb\nURIs: {url}\nSuites: /\nArchitectures: {facts['os']['deb_architecture']}\n"
+        f"Signed-By: {key_path}\n"
+    )
+    others = [f"/etc/apt/sources.list.d/cuda-{suite}-{architecture}.{suffix}" for suffix in ("list", "sources")]
     return {
         "suite": suite,
         "url": url,
         "key_url": settings.get("key_url") or f"{url}{own['file']}",
         "fingerprint": settings.get("key_fingerprint") or own["fingerprint"],
         "key_path": key_path,
-        "source_path": f"/etc/apt/sources.list.d/{name}.sources",
-        "source": (
-            "# Written by blackwell.serving.\n"
-            f"Types: deb\nURIs: {url}\nSuites: /\nArchitectures: {facts['os']['deb_architecture']}\n"
-            f"Signed-By: {key_path}\n"
-        ),
-        "older_sources": [
-            f"/etc/apt/sources.list.d/cuda-{suite}-{architecture}.list",
-            f"/etc/apt/sources.list.d/cuda-{suite}-{architecture}.sources",
+        "files": [
+            {"path": _source_path(suite, system_suites), "content": source},
+            *({"path": path, "state": "absent"} for path in others),
         ],
     }
+
+
+def _source_path(suite: str, system_suites: list[str]) -> str:
+    """Of equal versions apt takes the source whose file sorts first: the system's own."""
+    own = suite == system_suites[0]
+    return f"/etc/apt/sources.list.d/nvidia-cuda-{'' if own else 'older-'}{suite}.sources"
 
 
 def sha1_problem(suite: str, system: str, packages: Catalog, settings: dict[str, str], allowed: bool) -> str:
@@ -205,7 +212,7 @@ def driver_plan(
         "version_pattern": pattern,
         "minimum": minimum,
         "source": chosen,
-        "repository": repository(suite, facts, packages, settings) if suite else None,
+        "repository": _driver_repository(suite, facts, packages, settings) if suite else None,
         "packages": [{"name": name, "version": pattern} for name in driver_packages] + build,
         "driver_packages": held,
         "absent": [*in_the_way, *packages["family"]["pins"]],
@@ -262,6 +269,15 @@ def _driver_suite(system: str, branch: str, packages: Catalog, settings: dict[st
         f"Driver branch {branch} on {known['name']}: {'; '.join(problems)}. Set nvidia_driver_branch to "
         f"{' or '.join(own)}, {WAYS_AROUND_SHA1}."
     )
+
+
+def _driver_repository(suite: str, facts: Facts, packages: Catalog, settings: dict[str, str]) -> dict[str, Any]:
+    """The driver's repository; the system's own goes where it is used neither for the driver nor for a toolkit."""
+    chosen = repository(suite, facts, packages, settings)
+    suites = packages["systems"][system_key(facts, packages)]["suites"]
+    if suite != suites[0] and not packages["suites"][suites[0]]["toolkits"]:
+        chosen["files"].append({"path": _source_path(suites[0], suites), "state": "absent"})
+    return chosen
 
 
 def _naming(source: str, suite: str | None, branch: str, packages: Catalog) -> Catalog:
@@ -410,7 +426,7 @@ def toolkit_plan(
             "package": f"cuda-toolkit-{dashed}",
             "version": version,
             "path": f"/usr/local/cuda-{version}",
-            "repository": repository(suite, facts, packages, settings, role="" if own else "toolkit-"),
+            "repository": repository(suite, facts, packages, settings),
             "own_suite": own,
             "preferences": toolkit_preferences(names, major, packages),
             "drivers": [*family["closed_modules"], *family["drivers"], "libcuda1", "libnvidia-compute*"],

@@ -109,6 +109,7 @@ versions:
   type: dict
 """
 
+import re
 from fnmatch import fnmatchcase
 
 from ansible.module_utils.basic import AnsibleModule
@@ -201,9 +202,8 @@ class PackageSet:
 
     def refresh_lists(self) -> None:
         """A source that cannot be read is no failure as long as all packages are known without it."""
-        command = [*self.apt_get, "-o", "APT::Update::Error-Mode=any", "update"]
-        code, out, err = self.module.run_command(command, environ_update=ENVIRONMENT)
-        if code:
+        code, out, err = self.module.run_command([*self.apt_get, "update"], environ_update=ENVIRONMENT)
+        if code or re.search(r"^(Err:|E: |W: Failed)", out + err, re.MULTILINE):
             self.update_complaints = complaints(out + err)
             self.module.warn(f"apt-get update: {self.update_complaints}")
 

@@ -160,7 +160,7 @@ def test_arm_hosts_use_their_own_repository():
     facts["os"] |= {"machine": "aarch64", "deb_architecture": "arm64"}
     repository = plan_of("ubuntu2404", facts)["repository"]
     assert repository["url"].endswith("/ubuntu2404/sbsa/")
-    assert "Architectures: arm64\n" in repository["source"]
+    assert "Architectures: arm64\n" in repository["files"][0]["content"]
 
 
 @pytest.mark.parametrize(
@@ -370,8 +370,7 @@ def test_toolkit_comes_from_the_systems_own_repository(system, suite, own):
     plan = host_decisions.toolkit_plan(facts_of(system), PACKAGES)
     assert (plan["package"], plan["repository"]["suite"], plan["own_suite"]) == ("cuda-toolkit-12-9", suite, own)
     driver = plan_of(system)["repository"]
-    assert plan["repository"]["source_path"] == driver["source_path"]
-    assert plan["repository"]["source"] == driver["source"]
+    assert plan["repository"]["files"] == driver["files"]
 
 
 @pytest.mark.parametrize(("system", "suite"), [("debian13", "debian12"), ("ubuntu2604", "ubuntu2404")])
@@ -382,6 +381,25 @@ def test_toolkit_from_the_nearest_repository_by_consent_alone(system, suite):
         plan = host_decisions.toolkit_plan(facts_of(system), PACKAGES, **consent)
         assert (plan["repository"]["suite"], plan["own_suite"]) == (suite, False)
         assert plan["notes"]
+
+
+def test_driver_and_toolkit_agree_on_the_files_of_a_shared_repository_and_keep_the_others():
+    """On Debian 13 the toolkit comes from debian12, and the driver from either."""
+    facts = facts_of("debian13")
+    toolkit = host_decisions.toolkit_plan(facts, PACKAGES, sha1_allowed=True)["repository"]["files"]
+    for branch in ("580", "595"):
+        driver = plan_of("debian13", branch=branch, sha1_allowed=True)["repository"]["files"]
+        contents: dict[str, set] = {}
+        for file in [*driver, *toolkit]:
+            contents.setdefault(file["path"], set()).add(file.get("content"))
+        assert all(len(different) == 1 for different in contents.values())
+        assert len([path for path, (content,) in contents.items() if content]) == (1 if branch == "580" else 2)
+
+
+def test_of_equal_versions_the_systems_own_repository_comes_first():
+    own = plan_of("debian13")["repository"]["files"][0]["path"]
+    older = plan_of("debian13", branch="580", sha1_allowed=True)["repository"]["files"][0]["path"]
+    assert sorted([older, own]) == [own, older]
 
 
 def test_toolkit_that_no_repository_has():
