@@ -16,6 +16,8 @@ PACKAGES = {
     # packages.debian.org/trixie: docker.io 26.1.5, docker-compose 2.26.1, docker-buildx 0.13.1
     "distribution": ["docker.io", "docker-cli", "docker-compose", "docker-buildx"],
 }
+# The file that names Docker's repository, which nobody but the role docker_engine writes.
+SOURCES_FILE = "blackwell-docker.sources"
 FLAVOURS = {"docker-ce": "docker", "docker.io": "distribution"}
 # CDI specifications of version 0.7, which the container toolkit writes since 1.19.1, need Engine 26.1
 # (NVIDIA/nvidia-container-toolkit, release notes); Compose 2.26 is what Debian 13 has beside it.
@@ -56,11 +58,12 @@ def docker_plan(facts: Facts, source: str, version: str, restart_allowed: bool) 
     names = PACKAGES[origin]
     if docker["version"] and not too_old:
         names = [name for name in names if name in installed]
+    ours = SOURCES_FILE in facts["apt_sources"]
     pinned = {"docker-ce", "docker-ce-cli"} if version else set()
     return _plan(
         origin,
         adopted=bool(docker["version"]) and not too_old and not pin_differs,
-        repository=origin == "docker" and (not docker["version"] or bool(version) or source == "docker"),
+        repository=origin == "docker" and (not docker["version"] or bool(version) or source == "docker" or ours),
         packages=[{"name": name, "version": version} if name in pinned else name for name in (*names, "python3-venv")],
         held=names,
     )

@@ -241,6 +241,12 @@ ansible_facts:
           type: list
           elements: str
           sample: []
+        apt_sources:
+          description: Names of the files in C(/etc/apt/sources.list.d).
+          returned: always
+          type: list
+          elements: str
+          sample: [debian.sources]
         python_on_whales:
           description: Version of python-on-whales in O(venv), V(null) where there is none.
           returned: always

@@ -7,12 +7,13 @@ CE = dict.fromkeys(("docker-ce", "docker-ce-cli", "containerd.io"), "5:29.9.0-1~
 HOLDER = {"id": "c1", "name": "qwen", "project": None}
 
 
-def facts(system=("debian", "12"), version=None, compose=None, flavour=None, packages=None, holders=()):
+def facts(system=("debian", "12"), version=None, compose=None, flavour=None, packages=None, holders=(), sources=()):
     return {
         "os": {"id": system[0], "version_id": system[1]},
         "docker": {"version": version, "compose_version": compose, "flavour": flavour},
         "packages": packages or {},
         "gpu_containers": list(holders),
+        "apt_sources": list(sources),
     }
 
 
@@ -49,6 +50,14 @@ def test_docker_that_is_there_stays_and_its_repository_is_left_alone():
     assert made["adopted"]
     assert not made["repository"]
     assert set(made["packages"]) == {*CE, "docker-compose-plugin", "python3-venv"}
+
+
+def test_the_repository_that_the_role_set_up_stays_managed():
+    host = facts(
+        version="29.9.0", compose="5.5.0", flavour="docker-ce", packages=CE, sources=["blackwell-docker.sources"]
+    )
+    made = plan(host)
+    assert (made["adopted"], made["repository"]) == (True, True)
 
 
 def test_docker_of_the_distribution_is_not_replaced_by_dockers_own():

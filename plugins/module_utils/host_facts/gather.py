@@ -80,6 +80,7 @@ def gather(host: Host, venv: str | None = None, docker_socket: str = "/var/run/d
         "cdi": {"specs": _cdi_specs(host, engine["cdi_dirs"] or CDI_DIRECTORIES)},
         "cuda": _cuda(host, deb["packages"]),
         **deb,
+        "apt_sources": [os.path.basename(path) for path in host.glob("/etc/apt/sources.list.d/*")],
         "mounts": _mounts(host, engine["root_dir"]),
         "reboot_required": bool(reboot_reasons),
         "reboot_reasons": reboot_reasons,
