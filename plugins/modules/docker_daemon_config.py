@@ -215,7 +215,13 @@ class Dockerd:
         """Restart dockerd; the error, or None."""
         run("systemctl", "reset-failed", self.service)
         done = run("systemctl", "restart", self.service)
-        return None if done and done.returncode == 0 else (done.stderr.strip() if done else "no answer")
+        if done and done.returncode == 0:
+            return None
+        journal = run("journalctl", "--unit", self.service, "--lines", "50", "--output", "cat", "--no-pager")
+        last_words = re.findall(
+            r"^failed to start daemon: .*|^unable to configure .*", journal.stdout if journal else "", re.M
+        )
+        return last_words[-1] if last_words else (done.stderr.strip().rstrip(".") if done else "no answer")
 
 
 def without_passwords(text: str) -> str:
@@ -386,6 +392,8 @@ class Change:
         info = {} if error else self._wait(dockerd)
         if action == "restart" and not info:
             self._put_back()
+            if backup := self.result.pop("backup_file", None):
+                Path(backup).unlink()
             again = dockerd.restart()
             outcome = f"dockerd does not start with that either: {again}" if again else "dockerd runs with it"
             reason = error or f"no answer after {self.module.params['timeout']} s"

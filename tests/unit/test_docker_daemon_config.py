@@ -48,6 +48,7 @@ if verb == "reload" and not (home / "fail-reload").exists():
             running[key] = wanted[key]
     (home / "running.json").write_text(json.dumps(running))
 """,
+    "journalctl": "",
     "docker": """
 if not (home / "running.json").exists():
     sys.exit("Cannot connect to the Docker daemon")
@@ -294,6 +295,7 @@ def test_a_dockerd_that_does_not_start_gets_its_old_file_back(host: Host):
     assert host.file.read_text() == before
     assert not host.state.exists()
     assert host.calls.count("restart") == 2
+    assert not list(host.home.glob("daemon.json.*"))
 
 
 def test_values_that_do_not_come_into_force_are_an_error(host: Host):
