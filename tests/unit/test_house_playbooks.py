@@ -87,16 +87,24 @@ def test_one_impossible_host_does_not_stop_the_others(tmp_path: Path, inventory,
     ("variables", "message"),
     [
         ({"ansible_connection": "local"}, "node000 is this machine"),
-        ({"ansible_connection": "local", "gpu_host_local_allowed": True}, "not part of this release"),
-        ({}, "not part of this release"),
+        ({"ansible_host": "127.0.0.1", "ansible_port": 1}, "UNREACHABLE"),
     ],
 )
-def test_apply_is_refused_before_anything_is_touched(tmp_path: Path, inventory, ansible_playbook, variables, message):
+def test_apply_plans_nothing_for_a_host_that_it_could_not_provision(
+    tmp_path: Path, inventory, ansible_playbook, variables, message
+):
     hosts = inventory(1, serving_mode="apply", **variables)
     done = ansible_playbook("site.yml", "-i", hosts, "-e", f"output_dir={tmp_path / 'out'}")
     assert done.returncode != 0
     assert message in " ".join(done.stdout.split())
     assert not (tmp_path / "out").exists()
+
+
+def test_preview_reaches_no_host(tmp_path: Path, inventory, ansible_playbook):
+    hosts = inventory(2, ansible_host="127.0.0.1", ansible_port=1)
+    done = ansible_playbook("site.yml", "-i", hosts, "-e", f"output_dir={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert written(tmp_path / "out") == {"node000": FILES, "node001": FILES}
 
 
 def test_field_notes_plan(tmp_path: Path, ansible_playbook):
