@@ -85,33 +85,20 @@ def ansible_playbook(run_tool: Run) -> Run:
 
 @pytest.fixture
 def run_module(tmp_path: Path, run_tool: Run) -> Callable[..., dict]:
-    """Run a module on this machine as Ansible does; returns its result."""
+    """Run a module in a process of its own on this machine, with `environment` added; returns its result."""
 
-    def run(name: str, check: bool = False, **arguments) -> dict:
-        play = [
-            {
-                "hosts": "localhost",
-                "connection": "local",
-                "gather_facts": False,
-                "tasks": [{"name": "Run", f"blackwell.serving.{name}": arguments}],
-            }
-        ]
-        (tmp_path / "play.json").write_text(json.dumps(play))
-        options = ["--check"] if check else []
+    def run(name: str, check: bool = False, environment: dict[str, str] | None = None, **arguments) -> dict:
+        internal = {"_ansible_check_mode": check, "_ansible_diff": True}
+        (tmp_path / "arguments.json").write_text(json.dumps({"ANSIBLE_MODULE_ARGS": arguments | internal}))
         done = run_tool(
-            "ansible-playbook",
-            "-i",
-            "localhost,",
-            *options,
-            tmp_path / "play.json",
-            env={
-                "ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.minimal",
-                "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
-                "ANSIBLE_PYTHON_INTERPRETER": sys.executable,
-            },
+            sys.executable,
+            "-m",
+            f"ansible_collections.blackwell.serving.plugins.modules.{name}",
+            tmp_path / "arguments.json",
+            env={"PYTHONPATH": str(REPO_ROOT / ".collections"), **(environment or {})},
         )
-        text = done.stdout
-        return json.loads(text[text.index("{") : text.rindex("}") + 1])
+        assert done.stdout.strip(), done.stderr
+        return json.loads(done.stdout.strip().splitlines()[-1])
 
     return run
 
