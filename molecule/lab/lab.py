@@ -116,13 +116,14 @@ def docker(*arguments: str, **options) -> str:
     return run("docker", *arguments, **options)
 
 
-def need_docker() -> None:
+def engine_problem() -> str | None:
+    """Why no Docker engine answers, or None."""
     if shutil.which("docker") is None:
-        raise LabError("the test lab needs a Docker engine; install one (Debian: apt install docker.io) and try again")
+        return "the test lab needs a Docker engine; install one (Debian: apt install docker.io) and try again"
     answer = subprocess.run(["docker", "info"], capture_output=True, text=True, check=False)
     if answer.returncode:
-        reason = answer.stderr.strip().splitlines()[-1]
-        raise LabError(f"the test lab needs a Docker engine, and none answers here: {reason}")
+        return f"the test lab needs a Docker engine, and none answers here: {answer.stderr.strip().splitlines()[-1]}"
+    return None
 
 
 def digest(*parts: str | bytes) -> str:
@@ -371,7 +372,9 @@ def clean() -> dict:
 
 
 def hosts() -> list[dict]:
-    """The lab's running hosts: name, scenario, address."""
+    """The lab's running hosts: name, scenario, container, address."""
+    if engine_problem():
+        return []
     form = f'{{{{.Names}}}} {{{{.Label "{LABEL}.scenario"}}}} {{{{.Label "{LABEL}.host"}}}}'
     lines = docker("ps", "--filter", f"label={LABEL}.host", "--format", form).splitlines()
     return [
@@ -461,10 +464,11 @@ def main() -> None:
         commands.add_parser(name)
     words = parser.parse_args()
     try:
-        if words.command == "down" and shutil.which("docker") is None:
-            print(json.dumps({"changed": False}))
+        if problem := engine_problem():
+            if words.command != "down":
+                raise LabError(problem)
+            print(json.dumps({"changed": False}))  # without an engine there are no hosts
             return
-        need_docker()
         if words.command == "up":
             options = vars(words)
             del options["command"]
