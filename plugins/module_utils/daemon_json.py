@@ -251,11 +251,14 @@ def effective(settings: Settings, info: Mapping[str, Any], resolve: Callable[[st
         pairs["registry-mirrors"] = [url.rstrip("/") for url in wanted], [url.rstrip("/") for url in in_force]
     if "Runtimes" in info:
         for name, runtime in settings.get("runtimes", {}).items():
-            in_force = info["Runtimes"].get(name, {})
-            pairs[f"runtimes.{name}"] = (
-                (runtime.get("path"), runtime.get("runtimeType"), runtime.get("runtimeArgs") or []),
-                (in_force.get("path"), in_force.get("runtimeType"), in_force.get("runtimeArgs") or []),
+            in_force = info["Runtimes"].get(name)
+            if "path" not in runtime or in_force is None:  # of a runtimeType, info tells the name alone
+                pairs[f"runtimes.{name}"] = True, in_force is not None
+                continue
+            wanted_command, command_in_force = (
+                [one.get("path"), *(one.get("runtimeArgs") or [])] for one in (runtime, in_force)
             )
+            pairs[f"runtimes.{name}"] = wanted_command, command_in_force
     return pairs
 
 

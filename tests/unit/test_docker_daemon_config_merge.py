@@ -3,7 +3,9 @@
 from ansible_collections.blackwell.serving.plugins.module_utils.daemon_json import (
     action_for,
     changed_keys,
+    effective,
     merge,
+    not_in_force,
     parse,
     render,
 )
@@ -111,3 +113,14 @@ def test_a_reload_is_enough_only_for_what_sighup_applies():
 def test_a_key_that_disappears_keeps_its_value_until_a_restart():
     assert action_for("live-restore", {}) == "restart"
     assert action_for("max-concurrent-downloads", {}) == "reload"
+
+
+def test_a_runtime_is_in_force_with_its_command_or_its_name():
+    # What Engine 26.1.5 answers for these settings: nothing but the name where there is a runtimeType.
+    info = {"Runtimes": {"kata": {}, "crun": {"path": "/usr/bin/crun", "runtimeArgs": ["--debug"]}}}
+    runtimes = {
+        "kata": {"runtimeType": "io.containerd.kata.v2"},
+        "crun": {"path": "/usr/bin/crun"},
+        "gone": {"path": "x"},
+    }
+    assert not_in_force(effective({"runtimes": runtimes}, info, str)) == ["runtimes.crun", "runtimes.gone"]
