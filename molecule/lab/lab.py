@@ -251,11 +251,10 @@ def ensure_mirror() -> bool:
     fetch_docker_programs()
     fetch_wheels()
     repositories = CACHE / "mirror"
-    if packages.build(repositories, KERNEL, CACHE / "docker"):
-        note("Built the stand-in packages")
+    built = packages.build(repositories, KERNEL, CACHE / "docker")
     inputs = digest((HERE / "mirror/server.py").read_bytes(), str(CACHE))
     filters = ["--filter", f"name=^{MIRROR}$", "--filter", f"label={LABEL}.inputs={inputs}"]
-    if docker("ps", "--quiet", *filters).strip():
+    if not built and docker("ps", "--quiet", *filters).strip():
         return False
     docker("rm", "--force", "--volumes", MIRROR, check=False)
     (CACHE / "downloads").mkdir(parents=True, exist_ok=True)

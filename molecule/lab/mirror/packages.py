@@ -361,17 +361,11 @@ def inputs(kernel: str, trees: Path) -> str:
 
 
 def build(root: Path, kernel: str, trees: Path) -> bool:
-    """Write every repository below `root`, signed with keys of this checkout; False if they are there.
-
-    `root` itself stays, because a running mirror serves it.
-    """
+    """Write every repository below `root`, signed with keys of this checkout; False if they are there."""
     complete = root / "complete"
     if complete.exists() and complete.read_text() == inputs(kernel, trees):
         return False
-    root.mkdir(parents=True, exist_ok=True)
-    complete.unlink(missing_ok=True)
-    for path in root.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.rmtree(root, ignore_errors=True)
     keys_home = root.with_name("signing")
     keys = {
         name: Key(keys_home / name, f"Test lab, stand-in for {name}")
