@@ -233,12 +233,12 @@ class Change:
 
     def __init__(self, module: AnsibleModule) -> None:
         self.module = module
-        self.path = Path(module.params["path"])
+        self.path = Path(os.path.realpath(module.params["path"]))
         self.state_path = self.path.with_name(f".{self.path.name}.managed")
         self.wanted: dict[str, Any] = module.params["settings"]
         self.owner: str = module.params["owner"]
         self.after: dict[str, Any] = {}
-        self.old_text = self.path.read_text("utf-8") if self.path.exists() else None
+        self.old_text = self._read_file()
         self.old_state = self.state_path.read_text("utf-8") if self.state_path.exists() else None
         self.result: dict[str, Any] = {"changed": False, "changed_keys": [], "action": "none", "action_keys": []}
 
@@ -289,6 +289,12 @@ class Change:
         if action in ("reload", "restart"):
             self._apply(dockerd, action)
         self.module.exit_json(**self.result)
+
+    def _read_file(self) -> str | None:
+        try:
+            return self.path.read_text("utf-8") if self.path.exists() else None
+        except UnicodeDecodeError:
+            self.module.fail_json(msg=f"{self.path} is not JSON: it is not UTF-8 text. Nothing was changed.")
 
     def _read(self) -> dict[str, Any]:
         try:

@@ -229,6 +229,23 @@ def test_a_file_that_is_not_json_is_left_alone(host: Host, text: str):
     assert not host.state.exists()
 
 
+def test_a_file_that_is_not_text_is_left_alone(host: Host):
+    host.start({})
+    host.file.write_bytes(b"\xff\xfe{}")
+    assert "UTF-8" in host.run(NVIDIA)["msg"]
+    assert host.file.read_bytes() == b"\xff\xfe{}"
+
+
+def test_a_link_stays_a_link(host: Host):
+    (host.home / "elsewhere").mkdir()
+    (host.home / "elsewhere/real.json").write_text('{"dns": ["192.0.2.53"]}')
+    host.file.symlink_to(host.home / "elsewhere/real.json")
+    host.start()
+    host.run({"debug": True}, restart="never")
+    assert host.file.is_symlink()
+    assert host.config == {"dns": ["192.0.2.53"], "debug": True}
+
+
 def test_an_empty_file_is_no_settings(host: Host):
     host.start({})
     host.file.write_text("\n")
