@@ -66,6 +66,7 @@ class FilterModule:
             "driver_plan": driver_plan,
             "driver_state": host_decisions.driver_state,
             "changed_under_load": host_decisions.changed_under_load,
+            "replaced_in_use": host_decisions.replaced_in_use,
             "toolkit_plan": toolkit_plan,
             "discovered_gpus": discovered_gpus,
             "proxy_environment": proxy_environment,

@@ -367,13 +367,29 @@ def driver_state(facts: Facts, plan: dict[str, Any], changing: bool = False) -> 
 
 def changed_under_load(facts: Facts, plan: dict[str, Any]) -> list[str]:
     """Names of the running containers that hold a GPU while the driver's packages have to change."""
-    installed = facts["packages"]
-    fits = all(
-        fnmatchcase(installed.get(package["name"], ""), package["version"])
+    return [] if _packages_fit(facts, plan) else [container["name"] for container in facts["gpu_containers"]]
+
+
+def replaced_in_use(facts: Facts, plan: dict[str, Any]) -> str:
+    """The loaded driver that the plan replaces, and by what; empty if it replaces none.
+
+    nvidia-smi and new containers fail from the moment that its packages change until the host is rebooted.
+    """
+    loaded = facts["driver"]["loaded"]
+    if not loaded or _packages_fit(facts, plan):
+        return ""
+    if loaded["flavour"] == "open" and fnmatchcase(f"{loaded['version']}-", plan["version_pattern"]):
+        return ""
+    wanted = plan["version_pattern"].removesuffix("-*").removesuffix(".*")
+    return f"driver {loaded['version']} ({loaded['flavour']}) is loaded, {wanted} (open) is to replace it"
+
+
+def _packages_fit(facts: Facts, plan: dict[str, Any]) -> bool:
+    return all(
+        fnmatchcase(facts["packages"].get(package["name"], ""), package["version"])
         for package in plan["packages"]
         if isinstance(package, dict)
     )
-    return [] if fits else [container["name"] for container in facts["gpu_containers"]]
 
 
 def _module_problem(facts: Facts, plan: dict[str, Any]) -> str:

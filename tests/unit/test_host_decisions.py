@@ -286,6 +286,28 @@ def test_containers_are_named_when_the_driver_would_change_under_them():
     assert host_decisions.changed_under_load(facts, plan_of("debian12", branch="595")) == ["qwen"]
 
 
+@pytest.mark.parametrize(
+    ("loaded", "branch", "said"),
+    [
+        ({"version": "580.173.02", "flavour": "open"}, "595", "driver 580.173.02 (open) is loaded, 595 (open)"),
+        ({"version": "580.173.02", "flavour": "closed"}, "580", "driver 580.173.02 (closed) is loaded, 580 (open)"),
+        ({"version": "580.173.02", "flavour": "open"}, "580", None),
+        (None, "595", None),
+    ],
+)
+def test_a_driver_that_runs_is_named_before_it_is_replaced(loaded, branch, said):
+    facts = facts_of("debian12", driver={"loaded": loaded, "installed": loaded})
+    facts["packages"] = {"nvidia-kernel-open-dkms": "580.173.02-1"}
+    plan = plan_of("debian12", branch=branch)
+    assert (
+        host_decisions.replaced_in_use(facts, plan).startswith(said)
+        if said
+        else (host_decisions.replaced_in_use(facts, plan) == "")
+    )
+    facts["packages"] = {package["name"]: f"{branch}.9-1" for package in plan["packages"] if isinstance(package, dict)}
+    assert host_decisions.replaced_in_use(facts, plan) == ""
+
+
 # Driver: what is left to do
 
 OPEN_580 = {"version": "580.173.02", "flavour": "open"}
