@@ -150,9 +150,31 @@ def parse_simulation(text: str) -> tuple[dict[str, str], list[str]]:
     return installs, sorted(set(removes))
 
 
+COMPLAINT = re.compile(r"(E|Err|W|dpkg): |Err:\d|.*(No space left|rror processing)")
+PROGRESS = re.compile(
+    r"(Setting up|Unpacking|Preparing|Selecting|Processing|Errors were|Reading|Building|\(|Get:|Hit:)"
+)
+
+
 def complaints(text: str) -> str:
-    """The lines of apt's or dpkg's output that say what went wrong."""
+    """The lines of apt's or dpkg's output that say what went wrong.
+
+    With dpkg's error about a package come its reason, the next line, and the last words of the package's own script.
+    """
     lines = [line.strip() for line in text.splitlines()]
-    chosen = [line for line in lines if re.match(r"(E|Err|W|dpkg): |Err:\d|.*(No space left|rror processing)", line)]
     depends = [line for line in lines if re.match(r"\S+ : (Pre-)?(Depends|Conflicts|Breaks):", line)]
-    return "\n".join(dict.fromkeys([*depends, *chosen][:20])) or "\n".join(lines[-5:])
+    chosen = []
+    for number, line in enumerate(lines):
+        if line.startswith("dpkg: error processing"):
+            before = lines[max(0, number - 3) : number]
+            chosen += [word for word in before if word and not PROGRESS.match(word)]
+            chosen += lines[number : number + 2]
+        elif COMPLAINT.match(line):
+            chosen.append(line)
+    if any(re.match(r"[EW]: ", line) for line in chosen):  # these say the same as Err, with the reason
+        chosen = [line for line in chosen if not re.match(r"Err:\d", line)]
+    found = list(dict.fromkeys([*depends, *chosen]))
+    failed = [line for line in found if re.match(r"[EW]: Failed to fetch", line)]
+    if len(failed) > 3:
+        found = [line for line in found if line not in failed[2:]] + [f"(and {len(failed) - 2} more of those)"]
+    return "\n".join(found[:20]) or "\n".join(lines[-5:])

@@ -137,3 +137,35 @@ E: Unable to correct problems, you have held broken packages.
         "E: Unable to correct problems, you have held broken packages.",
     ]
     assert complaints("some\nother\nwords") == "some\nother\nwords"
+
+
+def test_complaints_keep_the_words_of_a_package_s_own_script():
+    # Debian 13, a package whose postinst fails
+    output = """Setting up somebody-elses (1) ...
+no database
+dpkg: error processing package somebody-elses (--configure):
+ installed somebody-elses package post-installation script subprocess returned error exit status 1
+Processing triggers for libc-bin (2.41-12) ...
+Errors were encountered while processing:
+ somebody-elses
+E: Sub-process /usr/bin/dpkg returned an error code (1)
+"""
+    assert complaints(output).splitlines() == [
+        "no database",
+        "dpkg: error processing package somebody-elses (--configure):",
+        "installed somebody-elses package post-installation script subprocess returned error exit status 1",
+        "E: Sub-process /usr/bin/dpkg returned an error code (1)",
+    ]
+
+
+def test_complaints_name_what_could_not_be_fetched_with_the_reason():
+    failed = [
+        f"E: Failed to fetch http://mirror/cuda-{number}.deb  Could not connect to mirror:80" for number in range(30)
+    ]
+    output = "".join(f"Err:{number} http://mirror/  cuda-{number} 12.9\n  Could not connect\n" for number in range(30))
+    words = complaints("\n".join([output, *failed, "E: Unable to fetch some archives, maybe run apt-get update?"]))
+    assert words.splitlines() == [
+        *failed[:2],
+        "E: Unable to fetch some archives, maybe run apt-get update?",
+        "(and 28 more of those)",
+    ]
