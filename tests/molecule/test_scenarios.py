@@ -25,6 +25,6 @@ def docker_engine() -> None:
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_scenario(scenario: str, run_tool) -> None:
     """`molecule test` of the scenario passes; the message of a failure is the run's own words."""
-    done = run_tool("molecule", "test", "--scenario-name", scenario, timeout=900)
+    done = run_tool("molecule", "test", "--scenario-name", scenario, timeout=1800)
     words = re.sub(r"\n\s*\n+", "\n", done.stdout + done.stderr)
     assert done.returncode == 0, words[-12000:]
