@@ -12,7 +12,8 @@ description:
     one transaction of apt, checks with dpkg that all of it is there, and holds it.
   - Check mode tells from dpkg's status what would change. It needs neither python3-apt nor the repository, which on a
     fresh host is not there yet.
-  - A transaction that would remove a package that is not listed is refused before it begins.
+  - A transaction that would remove a package that is not listed, or change one of those that somebody else holds, is
+    refused before it begins. A hold on a package that O(may_remove) names does not keep apt from changing it.
   - Services are not restarted by needrestart; existing configuration files are kept.
 options:
   packages:
@@ -28,7 +29,9 @@ options:
     elements: str
     default: []
   may_remove:
-    description: Names or shell patterns of packages that apt may remove where the transaction needs it.
+    description:
+      - Names or shell patterns of packages that apt may remove, or change though they are held, where the transaction
+        needs it.
     type: list
     elements: str
     default: []
@@ -230,10 +233,11 @@ class PackageSet:
 
     def transact(self, steps: Steps) -> None:
         words = [*self.resolved(steps.install), *(f"{name}-" for name in steps.remove)]
-        command = [*self.apt_get, "--purge", "install", *words]
+        command = [*self.apt_get, "-o", "APT::Ignore-Hold=true", "--purge", "install", *words]
         simulation = self.run([*command[:1], "--simulate", *command[1:]])
         installs, removes = parse_simulation(simulation)
-        there = {name for name, package in self.status().items() if package.installed}
+        packages = self.status()
+        there = {name for name, package in packages.items() if package.installed}
         unwanted = [
             name
             for name in installs
@@ -249,6 +253,19 @@ class PackageSet:
         if foreign:
             self.module.fail_json(
                 msg=f"apt would also remove {', '.join(foreign)}; that was not asked for, so nothing was done.",
+                changed=self.changed,
+            )
+        ours = [*allowed, *self.module.params["hold_also"], *(package.name for package in self.wanted)]
+        kept = [
+            name
+            for name in installs
+            if name in there
+            and packages[name].wanted == "hold"
+            and not any(fnmatchcase(name, pattern) for pattern in ours)
+        ]
+        if kept:
+            self.module.fail_json(
+                msg=f"apt would have to change {', '.join(kept)}, which somebody holds; nothing was done.",
                 changed=self.changed,
             )
         self.changed = True
