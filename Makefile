@@ -24,7 +24,7 @@ site: venv-run  ## Plan the hosts of inventory/local and write build/<host>/
 	@ansible-playbook site.yml
 
 test: lint  ## Lint, then run every test
-	@$(PYTEST) -n $(WORKERS)
+	@$(PYTEST) -n $(WORKERS) --dist worksteal
 
 lint: venv-test  ## Run the linters alone
 	@ruff check .
