@@ -79,17 +79,20 @@ class Service:
     flags: EngineFlags = field(repr=False, compare=False)
     settings: Mapping[str, Any] = field(repr=False, compare=False)
 
+    def engine_chunk(self, gpu: Gpu) -> int:
+        """Tokens of one prefill batch that the engine itself chooses on ``gpu``."""
+        limits = self.settings["chunk_by_memory"]
+        return next(tokens for limit, tokens in limits if limit is None or gpu.memory_mib <= limit)
+
     def options(self, gpu: Gpu) -> tuple[Options, list[str]]:
         """Profile and extra options on ``gpu`` (canonical flag -> value), and warnings."""
-        limits = self.settings["chunk_by_memory"]
-        chunk = next(tokens for limit, tokens in limits if limit is None or gpu.memory_mib <= limit)
         by_major = self.settings.get("attention_by_architecture", {}).get(gpu.capability.split(".")[0], {})
         return resolve_options(
             self.flags,
             self.profile,
             self.extra_args,
             {
-                "by_memory": max(chunk, self.max_concurrency),
+                "by_memory": max(self.engine_chunk(gpu), self.max_concurrency),
                 "by_architecture": by_major.get(self.geometry.attention_kind),
                 "max_concurrency": self.max_concurrency,
             },

@@ -71,9 +71,7 @@ class SglangMemory:
 
     @cached_property
     def chunk(self) -> int:
-        limits = self.service.settings["chunk_by_memory"]
-        default = next(tokens for limit, tokens in limits if limit is None or self.gpu.memory_mib <= limit)
-        chunk = int(self.option("chunk", default))
+        chunk = int(self.option("chunk", self.service.engine_chunk(self.gpu)))
         return chunk if chunk > 0 else self.service.context_length
 
     # ---- KV pool ----

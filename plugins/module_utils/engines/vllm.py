@@ -67,9 +67,7 @@ class VllmMemory:
 
     @cached_property
     def chunk(self) -> int:
-        limits = self.service.settings["chunk_by_memory"]
-        default = next(tokens for limit, tokens in limits if limit is None or self.gpu.memory_mib <= limit)
-        return int(self.option("chunk", default))
+        return int(self.option("chunk", self.service.engine_chunk(self.gpu)))
 
     # ---- KV pool ----
 
