@@ -35,8 +35,8 @@ INFO = {
 }
 DRIVER = "580.95.05"
 NVCC = "/usr/local/cuda-12.9/bin/nvcc"
-CDI_RUN = "docker run --rm --network none --volume /work:/verification:ro --device nvidia.com/gpu=all"
-RUNTIME_RUN = "docker run --rm --network none --volume /work:/verification:ro --runtime nvidia"
+CDI_RUN = "docker run --rm --network none --volume /scratch:/verification:ro --device nvidia.com/gpu=all"
+RUNTIME_RUN = "docker run --rm --network none --volume /scratch:/verification:ro --runtime nvidia"
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def converged(fake_host):
             "nvidia-smi --query-compute-apps": (0, "", ""),
             "env -i": (0, "Cuda compilation tools, release 12.9, V12.9.86\n", ""),
             NVCC: (0, "", ""),
-            "/work/vector_add": (0, RIGHT, ""),
+            "/scratch/vector_add": (0, RIGHT, ""),
             "docker compose version": (0, "5.5.0\n", ""),
             "docker image inspect": (0, "[]", ""),
             CDI_RUN: (0, f"{UUID}\n{RIGHT}", ""),
@@ -92,7 +92,7 @@ def converged(fake_host):
 
 
 def verify(host, wanted, names=tuple(CHECKS)):
-    verification = Verification(host, gather(host), wanted, "/work", "/var/run/docker.sock")
+    verification = Verification(host, gather(host), wanted, "/scratch", "/var/run/docker.sock")
     return {check["id"]: check for check in verification.run(names)}, verification
 
 
@@ -146,11 +146,11 @@ def newer_cuda_on_path(host):
 
 def wrong_sums(host):
     answer = json.dumps(SUMS | {"devices": [GPU_SUMS | {"wrong_sums": 3}]})
-    host.commands["/work/vector_add"] = (1, answer, "")
+    host.commands["/scratch/vector_add"] = (1, answer, "")
 
 
 def gpu_hidden_from_cuda(host):
-    host.commands["/work/vector_add"] = (0, json.dumps(SUMS | {"devices": []}), "")
+    host.commands["/scratch/vector_add"] = (0, json.dumps(SUMS | {"devices": []}), "")
 
 
 def old_engine(host):
@@ -335,7 +335,7 @@ def test_recorded_h200(h200_host, wanted, recording):
     nvcc = "/usr/local/cuda-13.0/bin/nvcc"
     host.commands[nvcc] = (0, "", "")
     host.commands["env -i"] = (0, recording(f"{folder}/nvcc_version.txt"), "")
-    host.commands["/work/vector_add"] = (0, recording(f"{folder}/vector_add_sm_90.json"), "")
+    host.commands["/scratch/vector_add"] = (0, recording(f"{folder}/vector_add_sm_90.json"), "")
     catalogue = yaml.safe_load((REPO_ROOT / "catalog/gpus.yml").read_text())["gpus"]
     wishes = wanted(cuda_version="13.0", capabilities={"2335": catalogue["h200"]["compute_capability"]})
     names = [name for name in CHECKS if name.startswith(("gpu_", "driver_", "cuda_"))]
@@ -351,7 +351,7 @@ def test_recorded_h200(h200_host, wanted, recording):
     [("vector_add_sm_120.json", "cudaErrorNoKernelImageForDevice"), ("vector_add_nodevice.json", "cudaErrorNoDevice")],
 )
 def test_recorded_errors_of_the_program(converged, wanted, recording, file, says):
-    converged.commands["/work/vector_add"] = (2, recording(f"h200_580.159.04_ubuntu2404/{file}"), "")
+    converged.commands["/scratch/vector_add"] = (2, recording(f"h200_580.159.04_ubuntu2404/{file}"), "")
     checks, verification = verify(converged, wanted())
     assert checks["cuda_runs"]["status"] == "failed"
     assert says in checks["cuda_runs"]["message"]
@@ -359,7 +359,7 @@ def test_recorded_errors_of_the_program(converged, wanted, recording, file, says
 
 
 def test_program_that_dies_silently(converged, wanted):
-    converged.commands["/work/vector_add"] = (-11, "", "")
+    converged.commands["/scratch/vector_add"] = (-11, "", "")
     assert statuses(converged, wanted()) == {"cuda_runs": "failed"}
 
 
