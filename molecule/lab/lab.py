@@ -33,9 +33,12 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 CACHE = HERE.parents[1] / ".cache/lab"
-NETWORK, SUBNET, MIRROR_ADDRESS = "blackwell-lab", "172.31.251.0/24", "172.31.251.2"
-MIRROR = "blackwell-lab-mirror"
-LABEL = "blackwell.lab"
+# A lab of another name in another subnet lives beside this one, for a second checkout on the same machine.
+NETWORK = os.environ.get("LAB_NAME", "blackwell-lab")
+SUBNET = os.environ.get("LAB_SUBNET", "172.31.251.0/24")
+MIRROR, MIRROR_ADDRESS = f"{NETWORK}-mirror", SUBNET.replace(".0/24", ".2")
+LABEL = NETWORK.replace("-", ".")  # of containers and networks
+IMAGE_LABEL = "blackwell.lab"
 KERNEL = os.uname().release
 
 BASE_PACKAGES = [
@@ -147,7 +150,7 @@ def one_at_a_time():
 
 
 def label_of(image: str, name: str) -> str:
-    form = f'{{{{index .Config.Labels "{LABEL}.{name}"}}}}'
+    form = f'{{{{index .Config.Labels "{IMAGE_LABEL}.{name}"}}}}'
     return docker("image", "inspect", "--format", form, image, check=False).strip()
 
 
@@ -170,7 +173,7 @@ def build_base(distribution: str) -> None:
     keyring = "--keyring=/usr/share/keyrings/debian-archive-keyring.gpg"
     packages = f"--include={','.join(BASE_PACKAGES)}"
     run("mmdebstrap", "--variant=minbase", "--format=tar", keyring, packages, distribution, str(tar), archive())
-    docker("import", "--change", f"LABEL {LABEL}.inputs={inputs}", str(tar), image)
+    docker("import", "--change", f"LABEL {IMAGE_LABEL}.inputs={inputs}", str(tar), image)
     tar.unlink()
 
 
@@ -188,7 +191,7 @@ def build_image(distribution: str) -> str:
     shutil.rmtree(context, ignore_errors=True)
     shutil.copytree(HERE / "image", context)
     write_kernel(context / "kernel")
-    options = ["--quiet", "--network=none", f"--tag={image}", f"--label={LABEL}.inputs={inputs}"]
+    options = ["--quiet", "--network=none", f"--tag={image}", f"--label={IMAGE_LABEL}.inputs={inputs}"]
     docker("build", *options, f"--build-arg=DISTRIBUTION={distribution}", str(context))
     shutil.rmtree(context)
     return image
@@ -280,7 +283,7 @@ SSH_OPTIONS = ["-oStrictHostKeyChecking=no", "-oUserKnownHostsFile=/dev/null", "
 
 
 def container_name(scenario: str, host: str) -> str:
-    return f"blackwell-lab-{scenario}-{host}"
+    return f"{NETWORK}-{scenario}-{host}"
 
 
 def up(host: str, scenario: str, distribution: str, gpu: list[str], secure_boot: str, nouveau: bool) -> dict:
