@@ -172,7 +172,8 @@ def driver_plan(
     """Which driver a host gets, and what that takes.
 
     Returns {system, branch, version_pattern, minimum, source, repository, packages, driver_packages, absent,
-    may_remove, in_the_way, preferences, dkms, notes}. `source` is `nvidia` or `distribution`. Raises Refusal.
+    may_remove, in_the_way, preferences, dkms, dkms_modules, notes}. `source` is `nvidia` or `distribution`. Raises
+    Refusal.
     """
     settings = settings or {}
     system = system_key(facts, packages)
@@ -223,7 +224,8 @@ def driver_plan(
             *packages["family"]["libraries"],
         ],
         "preferences": driver_preferences(pattern, chosen, packages),
-        "dkms": naming["dkms"],
+        "dkms": bool(naming["dkms"]),
+        "dkms_modules": [{"name": "nvidia", "package": naming["dkms"].format(**words)}] if naming["dkms"] else [],
         "notes": notes,
     }
 
@@ -355,8 +357,10 @@ def driver_state(facts: Facts, plan: dict[str, Any], changing: bool = False) -> 
     reasons = []
     if facts["nouveau_loaded"] or any(device["driver"] == "nouveau" for device in facts["pci"]):
         reasons.append("nouveau is loaded")
-    if loaded and (changing or loaded["version"] != installed["version"] or loaded["flavour"] != "open"):
-        after = f"{plan['branch']}" if changing else installed["version"]
+    replaced = changing and not _packages_fit(facts, plan)
+    differs = installed and loaded and (loaded["version"] != installed["version"] or loaded["flavour"] != "open")
+    if loaded and (replaced or differs):
+        after = f"{plan['branch']}" if replaced else installed["version"]
         reasons.append(f"driver {loaded['version']} ({loaded['flavour']}) is loaded, {after} (open) installed")
     if reasons:
         return {"action": "reboot", "problem": "", "reasons": reasons}

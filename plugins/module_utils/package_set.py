@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -53,6 +53,7 @@ class Steps:
     heal: list[str] = field(default_factory=list)
     install: list[Wanted] = field(default_factory=list)
     remove: list[str] = field(default_factory=list)
+    purge: list[str] = field(default_factory=list)
     hold: list[str] = field(default_factory=list)
 
 
@@ -85,7 +86,7 @@ def parse_dpkg_status(text: str, architecture: str) -> dict[str, Package]:
 
 def needed_steps(
     wanted: list[Wanted],
-    absent: Iterable[str],
+    absent: Collection[str],
     packages: dict[str, Package],
     hold: bool = False,
     hold_also: Iterable[str] = (),
@@ -93,11 +94,14 @@ def needed_steps(
     """Compare what is wanted with dpkg's status.
 
     `absent` and `hold_also` are shell patterns over the names of the packages that are there. A package that is wanted
-    is never removed. Compare again after an installation: it may bring packages that `hold_also` means.
+    is never removed. What is removed is purged as well, and so is what was removed before and left its configuration.
+    Compare again after an installation: it may bring packages that `hold_also` means.
     """
     names = {package.name for package in wanted}
     there = {name for name, package in packages.items() if package.status not in ("not-installed", "config-files")}
     remove = {name for name in there if name not in names and any(fnmatchcase(name, pattern) for pattern in absent)}
+    left = {name for name, package in packages.items() if package.status == "config-files"}
+    purge = {name for name in left if name not in names and any(fnmatchcase(name, pattern) for pattern in absent)}
     to_hold = set(names) if hold else set()
     to_hold |= {name for name in there - remove if any(fnmatchcase(name, pattern) for pattern in hold_also)}
     held = {name for name in to_hold if name in packages and packages[name].wanted == "hold"}
@@ -105,6 +109,7 @@ def needed_steps(
         heal=sorted(name for name, package in packages.items() if package.unfinished),
         install=[package for package in wanted if not package.satisfied_by(packages.get(package.name))],
         remove=sorted(remove),
+        purge=sorted(remove | purge),
         hold=sorted(to_hold - held),
     )
 
@@ -148,6 +153,30 @@ def parse_simulation(text: str) -> tuple[dict[str, str], list[str]]:
     }
     removes = re.findall(r"^(?:Remv|Purg) ([^\s:]+)", text, re.MULTILINE)
     return installs, sorted(set(removes))
+
+
+def upstream_version(version: str) -> str:
+    """A Debian version without epoch and revision."""
+    return re.sub(r"^\d+:", "", version).rpartition("-")[0] or version
+
+
+def parse_dkms_status(text: str, version: str) -> dict[str, str]:
+    """State (added, built, installed) of each module of that version in the output of `dkms status`."""
+    lines = re.findall(rf"^([^\s,/]+)(?:/|, ){re.escape(version)}(?:, [^:]*)?: (\w+)", text, re.MULTILINE)
+    return dict(lines)
+
+
+def dkms_complaints(text: str) -> str:
+    """What dkms says went wrong, and where it says that more can be read."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    chosen = [line for line in lines if re.match(r"Error! |Consult ", line) and "autoinstall" not in line]
+    return "\n".join(dict.fromkeys(chosen or lines[-5:]))
+
+
+def last_words(make_log: str) -> str:
+    """The last lines of a make.log that the compiler or make wrote."""
+    lines = [line.strip() for line in make_log.splitlines()]
+    return "\n".join([line for line in lines if line and not re.match(r"#|-+$", line)][-5:])
 
 
 COMPLAINT = re.compile(r"(E|Err|W|dpkg): |Err:\d|.*(No space left|rror processing)")

@@ -10,6 +10,8 @@ version_added: 0.2.0
 description:
   - Heals an interrupted dpkg, refreshes the package lists where something has to be installed, installs and removes in
     one transaction of apt, checks with dpkg that all of it is there, and holds it.
+  - Kernel modules that DKMS makes from one of the packages, and that the running kernel lacks though dpkg is content
+    (after a full disk, or in a kernel whose headers came late), are built.
   - Check mode tells from dpkg's status what would change. It needs neither python3-apt nor the repository, which on a
     fresh host is not there yet.
   - A transaction that would remove a package that is not listed, or change one of those that somebody else holds, is
@@ -24,14 +26,16 @@ options:
     elements: raw
     required: true
   absent:
-    description: Names or shell patterns of packages to purge. A package of O(packages) is never removed.
+    description:
+      - Names or shell patterns of packages to purge, configuration files included. A package of O(packages) is never
+        removed.
     type: list
     elements: str
     default: []
   may_remove:
     description:
       - Names or shell patterns of packages that apt may remove, or change though they are held, where the transaction
-        needs it.
+        needs it. What it removes is not purged; configuration files that somebody may have edited stay.
     type: list
     elements: str
     default: []
@@ -49,6 +53,23 @@ options:
     type: list
     elements: str
     default: []
+  dkms_modules:
+    description:
+      - Kernel modules that DKMS makes from these packages. One that the running kernel lacks, or has in another version
+        than the installed package, is built with C(dkms autoinstall), or put there again with C(dkms install --force)
+        where dkms takes it for installed.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: Name of the kernel module.
+        type: str
+        required: true
+      package:
+        description: The package that brings its source. The module has the package's version, without revision.
+        type: str
+        required: true
   sources_changed:
     description: Whether a package source was just changed, so that the lists must be refreshed in any case.
     type: bool
@@ -61,11 +82,7 @@ options:
     description: Seconds to wait for another package manager to finish.
     type: int
     default: 300
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: full
+extends_documentation_fragment: blackwell.serving.full_support
 author:
   - The blackwell.serving maintainers
 """
@@ -96,6 +113,11 @@ removed:
   returned: success
   type: list
   elements: str
+purged:
+  description: Packages whose configuration files were, or would be, deleted.
+  returned: success
+  type: list
+  elements: str
 held:
   description: Packages that were, or would be, newly put on hold.
   returned: success
@@ -106,12 +128,20 @@ healed:
   returned: success
   type: list
   elements: str
+built:
+  description: Kernel modules that dkms built, or in check mode would build, though their packages were installed.
+  returned: success
+  type: list
+  elements: str
+  sample: [nvidia 595.91.07]
 versions:
   description: Installed version of each package of O(packages).
   returned: success
   type: dict
 """
 
+import glob
+import os
 import re
 from fnmatch import fnmatchcase
 
@@ -123,12 +153,16 @@ from ansible_collections.blackwell.serving.plugins.module_utils.package_set impo
     Wanted,
     chosen_version,
     complaints,
+    dkms_complaints,
+    last_words,
     needed_steps,
+    parse_dkms_status,
     parse_dpkg_status,
     parse_madison,
     parse_policy,
     parse_simulation,
     parse_wanted,
+    upstream_version,
 )
 
 VERBS = {"install", "hold", "policy", "madison", "--simulate", "--show"}
@@ -146,6 +180,7 @@ class PackageSet:
     def __init__(self, module: AnsibleModule) -> None:
         self.module = module
         self.changed = False
+        self.built: list[str] = []
         self.update_complaints = ""
         parameters = module.params
         self.wanted: list[Wanted] = parse_wanted(parameters["packages"])
@@ -203,6 +238,40 @@ class PackageSet:
         if broken:
             self.fail(f"Finishing {', '.join(broken)}, which an interrupted dpkg had left,", output)
 
+    def modules_to_build(self, packages: dict[str, Package]) -> dict[str, str]:
+        """Versions of the modules that DKMS should have made of installed packages, and that the kernel lacks."""
+        found = {}
+        for module in self.module.params["dkms_modules"]:
+            package = packages.get(module["package"])
+            if package is not None and package.installed:
+                version = upstream_version(package.version)
+                if self.version_on_disk(module["name"]) != version:
+                    found[module["name"]] = version
+        return found
+
+    def version_on_disk(self, kernel_module: str) -> str:
+        return self.module.run_command(["modinfo", "--field", "version", kernel_module])[1].strip()
+
+    def build(self, name: str, version: str) -> None:
+        """dkms's word is not taken for it: after a full disk it takes a module that is not there for installed."""
+        kernel = ["-k", os.uname().release]
+        output = self.run(["dkms", "autoinstall", *kernel], may_fail=True)
+        if self.version_on_disk(name) != version:
+            states = parse_dkms_status(self.run(["dkms", "status", *kernel], may_fail=True), version)
+            for source, state in states.items():
+                if state == "installed":
+                    output += self.run(
+                        ["dkms", "install", "--force", "-m", source, "-v", version, *kernel], may_fail=True
+                    )
+        if self.version_on_disk(name) != version:
+            logs = sorted(glob.glob(f"/var/lib/dkms/*/{version}/build/make.log"))
+            told = "".join(f"\nThe end of {path}:\n{last_words(text_of(path))}" for path in logs)
+            self.module.fail_json(
+                msg=f"The packages are installed, but there is no module {name} {version} for the running kernel "
+                f"{kernel[1]}, and dkms cannot build it:\n{dkms_complaints(output)}{told}",
+                changed=self.changed,
+            )
+
     def refresh_lists(self) -> None:
         """A source that cannot be read is no failure as long as all packages are known without it."""
         code, out, err = self.module.run_command([*self.apt_get, "update"], environ_update=ENVIRONMENT)
@@ -233,7 +302,7 @@ class PackageSet:
 
     def transact(self, steps: Steps) -> None:
         words = [*self.resolved(steps.install), *(f"{name}-" for name in steps.remove)]
-        command = [*self.apt_get, "-o", "APT::Ignore-Hold=true", "--purge", "install", *words]
+        command = [*self.apt_get, "-o", "APT::Ignore-Hold=true", "install", *words]
         simulation = self.run([*command[:1], "--simulate", *command[1:]])
         installs, removes = parse_simulation(simulation)
         packages = self.status()
@@ -279,6 +348,9 @@ class PackageSet:
             self.refresh_lists()
         if steps.install or steps.remove:
             self.transact(steps)
+        if steps.purge:
+            self.changed = True
+            self.run(["dpkg", "--purge", *steps.purge])
         packages = self.status()
         missing = [
             f"{package.name} {package.version}".rstrip()
@@ -289,10 +361,19 @@ class PackageSet:
             self.module.fail_json(
                 msg=f"apt ended without an error, but dpkg does not have: {', '.join(missing)}.", changed=self.changed
             )
+        for name, version in self.modules_to_build(packages).items():
+            self.changed = True
+            self.build(name, version)
+            self.built.append(f"{name} {version}")
         hold = self.steps(packages).hold
         if hold:
             self.changed = True
             self.run(["apt-mark", "hold", *hold])
+
+
+def text_of(path: str) -> str:
+    with open(path, encoding="utf-8", errors="replace") as stream:
+        return stream.read()
 
 
 def differences(steps: Steps, before: dict[str, Package], after: dict[str, Package]) -> dict[str, list[str]]:
@@ -310,11 +391,13 @@ def differences(steps: Steps, before: dict[str, Package], after: dict[str, Packa
             for name, package in after.items()
             if package.wanted == "hold" and (name not in before or before[name].wanted != "hold")
         ),
+        "purged": steps.purge,
         "healed": steps.heal,
     }
 
 
-def prediction(steps: Steps, before: dict[str, Package]) -> dict[str, list[str]]:
+def prediction(steps: Steps, before: dict[str, Package], lacking: dict[str, str]) -> dict[str, list[str]]:
+    """What would be done; `lacking`: versions of modules that DKMS should have made of what is installed."""
     there = {name for name, package in before.items() if package.installed}
     return {
         "installed": [f"{item.name} {item.version}".rstrip() for item in steps.install if item.name not in there],
@@ -323,7 +406,9 @@ def prediction(steps: Steps, before: dict[str, Package]) -> dict[str, list[str]]
         ],
         "removed": [f"{name} {before[name].version}" for name in steps.remove],
         "held": steps.hold,
+        "purged": steps.purge,
         "healed": steps.heal,
+        "built": [f"{name} {version}" for name, version in lacking.items()],
     }
 
 
@@ -331,7 +416,9 @@ def diff_of(done: dict[str, list[str]]) -> dict[str, str]:
     before = [*done["removed"], *(line.split(" -> ")[0] for line in done["upgraded"])]
     after = [*done["installed"], *(line.split(" ")[0] + " " + line.split(" -> ")[1] for line in done["upgraded"])]
     after += [f"{name} (held)" for name in done["held"]]
+    before += [f"{name} (configuration files)" for name in done["purged"]]
     before += [f"{name} (unfinished)" for name in done["healed"]]
+    after += [f"{name} (built by dkms)" for name in done["built"]]
     return {
         "before_header": "packages",
         "after_header": "packages",
@@ -349,6 +436,15 @@ def main() -> None:
             "must_not_install": {"type": "list", "elements": "str", "default": []},
             "hold": {"type": "bool", "default": False},
             "hold_also": {"type": "list", "elements": "str", "default": []},
+            "dkms_modules": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "name": {"type": "str", "required": True},
+                    "package": {"type": "str", "required": True},
+                },
+            },
             "sources_changed": {"type": "bool", "default": False},
             "install_recommends": {"type": "bool", "default": False},
             "lock_timeout": {"type": "int", "default": 300},
@@ -362,13 +458,14 @@ def main() -> None:
     before = package_set.status()
     steps = package_set.steps(before)
     if module.check_mode:
-        done = prediction(steps, before)
+        kept = {name: package for name, package in before.items() if name not in {item.name for item in steps.install}}
+        done = prediction(steps, before, package_set.modules_to_build(kept))
         changed = any(done.values())
         after = before
     else:
         package_set.apply(steps)
         after = package_set.status()
-        done = differences(steps, before, after)
+        done = {**differences(steps, before, after), "built": package_set.built}
         changed = package_set.changed
     module.exit_json(
         changed=changed,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 STAND_IN = '''#!{python}
-"""dpkg, dpkg-query, apt-get, apt-cache and apt-mark over {state}: a stand-in that knows what the tests need."""
+"""dpkg, dpkg-query, apt-*, dkms and modinfo over {state}: a stand-in that knows what the tests need."""
 import json, os, pathlib, sys
 
 file = pathlib.Path({state!r})
@@ -21,6 +21,18 @@ plain = [word for i, word in enumerate(words) if not word.startswith("-") and wo
 output, code = "", 0
 if name == "dpkg" and "--print-architecture" in words:
     output = "amd64\\n"
+elif name == "modinfo":
+    output = state.get("modules", {{}}).get(plain[-1], "")
+elif name == "dkms" and plain[0] == "status":
+    output = state.get("dkms_status", "")
+elif name == "dkms" and "cannot_build" not in state:
+    if plain[0] == "install" or not state.get("dkms_status"):
+        state.setdefault("modules", {{}})["nvidia"] = "595.9"
+elif name == "dkms":
+    output, code = state["cannot_build"], 11
+elif name == "dpkg" and "--purge" in words:
+    for each in plain:
+        installed.pop(each, None)
 elif name == "dpkg":
     for package in installed.values():
         if package["status"] == "half-configured" and not state.get("cannot_heal"):
@@ -45,15 +57,15 @@ elif plain[0] == "install":
     for word in plain[1:] + state.get("comes_along", []):
         each, _, version = word.partition("=")
         if each.endswith("-"):
-            output += f"Purg {{each[:-1]}} [1]\\n"
-            if "--simulate" not in words:
-                installed.pop(each[:-1], None)
+            state.setdefault("goes_along", []).append(each[:-1])
         else:
             output += f"Inst {{each}} ({{version}} NVIDIA [amd64])\\n"
             if "--simulate" not in words and not state.get("does_nothing"):
                 installed[each] = {{"status": "installed", "version": version}}
     for each in state.get("goes_along", []):
         output += f"Remv {{each}} [1]\\n"
+        if "--simulate" not in words and each in installed:
+            installed[each]["status"] = "config-files"
 file.write_text(json.dumps(state))
 sys.stdout.write(output)
 sys.exit(code)
@@ -85,7 +97,7 @@ def host(tmp_path: Path, run_module):
             return [line for line in self.state()["log"] if " install " in line and "--simulate" not in line]
 
     (tmp_path / "bin").mkdir()
-    for name in ("dpkg", "dpkg-query", "apt-get", "apt-cache", "apt-mark"):
+    for name in ("dpkg", "dpkg-query", "apt-get", "apt-cache", "apt-mark", "dkms", "modinfo"):
         program = tmp_path / "bin" / name
         program.write_text(STAND_IN.format(python=sys.executable, state=str(Host.file)))
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
@@ -138,9 +150,36 @@ def test_side_effects_that_no_one_asked_for_are_refused_before_anything_happens(
     assert not host.transactions()
 
 
-def test_side_effects_that_are_allowed_happen(host):
-    host({"libcuda1": "550"}, OFFERED, goes_along=["libcuda1"])
-    assert host.run(packages=["driver"], may_remove=["libcuda*"])["changed"]
+def test_what_is_let_go_keeps_its_configuration_and_what_must_go_loses_it(host):
+    host({"libcuda1": "550", "old": "550"}, OFFERED, goes_along=["libcuda1"])
+    done = host.run(packages=["driver"], may_remove=["libcuda*"], absent=["old"])
+    assert (done["removed"], done["purged"]) == (["libcuda1 550", "old 550"], ["old"])
+    assert host.state()["installed"].keys() == {"driver", "libcuda1"}
+    assert host.state()["installed"]["libcuda1"]["status"] == "config-files"
+    assert not host.run(packages=["driver"], may_remove=["libcuda*"], absent=["old"])["changed"]
+
+
+def test_configuration_that_was_left_by_what_must_go_is_deleted(host):
+    host({"driver": "595.9-1", "pins": {"status": "config-files", "version": "1"}}, {})
+    assert host.run(check=True, packages=["driver"], absent=["pin*"])["purged"] == ["pins"]
+    done = host.run(packages=["driver"], absent=["pin*"])
+    assert (done["changed"], done["removed"], done["purged"]) == (True, [], ["pins"])
+    assert not host.transactions()
+    assert not host.run(packages=["driver"], absent=["pin*"])["changed"]
+
+
+def test_what_somebody_else_holds_is_not_touched(host):
+    held = {"status": "installed", "version": "1.0", "want": "hold"}
+    host({"libgl1": held}, OFFERED, comes_along=["libgl1=2.0"])
+    assert "change libgl1, which somebody holds; nothing was done" in host.run(packages=["driver"])["msg"]
+    assert not host.transactions()
+    assert host.state()["installed"] == {"libgl1": held}
+
+
+@pytest.mark.parametrize("ours", ["may_remove", "hold_also"])
+def test_a_hold_on_what_belongs_to_the_set_is_no_obstacle(host, ours):
+    host({"libgl1": {"status": "installed", "version": "1.0", "want": "hold"}}, OFFERED, comes_along=["libgl1=2.0"])
+    assert host.run(packages=["driver"], **{ours: ["libgl*"]})["upgraded"] == ["libgl1 1.0 -> 2.0"]
 
 
 def test_apts_word_is_not_taken_for_it(host):
@@ -173,3 +212,48 @@ def test_an_interrupted_dpkg_is_finished_first_and_said(host):
 def test_what_cannot_be_healed_is_an_error(host):
     host({"driver": {"status": "half-configured", "version": "580.2-1"}}, OFFERED, cannot_heal=True, does_nothing=True)
     assert "Finishing driver" in host.run(packages=["driver"])["msg"]
+
+
+MODULE = {"dkms_modules": [{"name": "nvidia", "package": "driver"}]}
+BUILT = {"installed": {"driver": "595.9-1"}, "modules": {"nvidia": "595.9"}}
+
+
+def test_a_module_that_is_there_is_left_alone(host):
+    host(**BUILT)
+    assert not host.run(packages=["driver"], **MODULE)["changed"]
+    assert not [line for line in host.state()["log"] if line.startswith("dkms")]
+
+
+@pytest.mark.parametrize("on_disk", [{}, {"nvidia": "580.2"}])
+def test_a_module_that_dpkg_believes_in_and_the_kernel_lacks_is_built(host, on_disk):
+    host(**BUILT | {"modules": on_disk})
+    foretold = host.run(check=True, packages=["driver"], **MODULE)
+    assert (foretold["changed"], foretold["built"]) == (True, ["nvidia 595.9"])
+    assert "nvidia 595.9 (built by dkms)" in foretold["diff"]["after"]
+    assert not [line for line in host.state()["log"] if line.startswith("dkms")]
+    done = host.run(packages=["driver"], **MODULE)
+    assert (done["changed"], done["built"]) == (True, ["nvidia 595.9"])
+    assert not host.run(packages=["driver"], **MODULE)["changed"]
+
+
+def test_a_module_that_dkms_believes_in_as_well_is_installed_by_force(host):
+    host(**BUILT | {"modules": {}}, dkms_status="nvidia/595.9, 6.12, x86_64: installed (WARNING!)\n")
+    assert host.run(packages=["driver"], **MODULE)["built"] == ["nvidia 595.9"]
+    (forced,) = [line for line in host.state()["log"] if line.startswith("dkms install")]
+    assert forced.startswith("dkms install --force -m nvidia -v 595.9 -k ")
+
+
+def test_a_module_that_cannot_be_built_is_an_error_in_the_words_of_dkms(host):
+    words = "Error! Bad return status\nConsult /var/lib/dkms/nvidia/595.9/build/make.log for more information.\n"
+    host(**BUILT | {"modules": {}}, dkms_status="nvidia/595.9: added\n", cannot_build=f"Building...\n{words}")
+    failed = host.run(packages=["driver"], **MODULE)
+    assert failed["failed"]
+    assert "no module nvidia 595.9 for the running kernel" in failed["msg"]
+    assert words.strip() in failed["msg"]
+    assert not [line for line in host.state()["log"] if line.startswith("dkms install")]
+
+
+def test_a_module_of_a_package_that_is_about_to_change_is_not_foretold(host):
+    host(**BUILT | {"installed": {"driver": "580.2-1"}, "modules": {}}, offered=OFFERED)
+    foretold = host.run(check=True, packages=["driver=595.*"], **MODULE)
+    assert (foretold["upgraded"], foretold["built"]) == (["driver 580.2-1 -> 595.*"], [])

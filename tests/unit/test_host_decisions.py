@@ -374,6 +374,32 @@ def test_check_mode_foretells_what_the_installation_will_need(loaded, nouveau, a
     assert host_decisions.driver_state(facts, plan, changing=True)["action"] == action
 
 
+@pytest.mark.parametrize(("loaded", "action"), [(None, "load"), (OPEN_580, "none"), (CLOSED_550, "reboot")])
+def test_check_mode_foretells_no_reboot_for_packages_that_stay(loaded, action):
+    """A hold, or a module that DKMS has yet to build."""
+    plan = plan_of("debian12")
+    for installed in (OPEN_580, None):
+        if loaded == CLOSED_550 and installed is None:
+            continue
+        facts = facts_of("debian12", driver={"loaded": loaded, "installed": installed})
+        facts["packages"] = dict.fromkeys(plan["driver_packages"], "580.173.02-1")
+        assert host_decisions.driver_state(facts, plan, changing=True)["action"] == action
+
+
+@pytest.mark.parametrize(
+    ("system", "secure_boot", "package"),
+    [
+        ("debian13", "enabled", "nvidia-kernel-open-dkms"),
+        ("ubuntu2404", "disabled", "nvidia-dkms-580-open"),
+        ("ubuntu2404", "enabled", None),
+    ],
+)
+def test_the_package_whose_module_dkms_builds_is_one_of_those_installed(system, secure_boot, package):
+    plan = plan_of(system, facts_of(system, secure_boot=secure_boot))
+    assert [module["package"] for module in plan["dkms_modules"]] == ([package] if package else [])
+    assert package is None or package in names(plan)
+
+
 def test_an_exact_version_must_be_the_one_on_disk():
     plan = plan_of("debian12", version="580.173.02")
     for version, action in (("580.173.02", "load"), ("580.178.04", "failed"), ("580.173.020", "failed")):

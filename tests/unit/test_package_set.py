@@ -6,12 +6,16 @@ from ansible_collections.blackwell.serving.plugins.module_utils.package_set impo
     Wanted,
     chosen_version,
     complaints,
+    dkms_complaints,
+    last_words,
     needed_steps,
+    parse_dkms_status,
     parse_dpkg_status,
     parse_madison,
     parse_policy,
     parse_simulation,
     parse_wanted,
+    upstream_version,
 )
 
 # dpkg-query's fields as on a Debian 13 host; the packages and their states are made up.
@@ -45,6 +49,7 @@ def test_steps_in_one_picture(packages):
         heal=["nvidia-kernel-open-dkms", "nvidia-smi"],
         install=[Wanted("nvidia-driver-cuda", "595.*"), Wanted("nvidia-persistenced")],
         remove=["nvidia-smi"],
+        purge=["nvidia-kernel-dkms", "nvidia-smi"],
         hold=["dkms", "libcuda1", "nvidia-persistenced"],
     )
 
@@ -169,3 +174,69 @@ def test_complaints_name_what_could_not_be_fetched_with_the_reason():
         "E: Unable to fetch some archives, maybe run apt-get update?",
         "(and 28 more of those)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("version", "upstream"),
+    [
+        ("595.91.07-1", "595.91.07"),
+        ("580.95.05-0ubuntu0.24.04.1", "580.95.05"),
+        ("5:29.1-1~debian.12", "29.1"),
+        ("3", "3"),
+    ],
+)
+def test_upstream_version(version, upstream):
+    assert upstream_version(version) == upstream
+
+
+@pytest.mark.parametrize(
+    ("text", "states"),
+    [
+        # dkms 3.2.2 and 3.0.10 (Debian 13 and 12), the module of a test package
+        ("nvidia/595.91.07, 6.12.57+deb13-amd64, x86_64: installed\n", {"nvidia": "installed"}),
+        (
+            "nvidia/595.91.07, 6.12.57, x86_64: installed (Differences between built …)\n",
+            {"nvidia": "installed"},
+        ),
+        (
+            "nvidia/595.91.07, 6.1.0, x86_64: installed (WARNING! Diff between built …)\n",
+            {"nvidia": "installed"},
+        ),
+        ("nvidia/595.91.07: added\nnvidia/580.178.04, 6.1.0, x86_64: installed\n", {"nvidia": "added"}),
+        # older dkms: the form in github.com/linux-surface/linux-surface/issues/573, with this version
+        ("nvidia, 595.91.07, 5.11.0-36-generic, x86_64: installed\n", {"nvidia": "installed"}),
+        ("zfs/595.91.0, 6.1.0, x86_64: installed\n", {}),
+    ],
+)
+def test_what_dkms_has_of_a_version(text, states):
+    assert parse_dkms_status(text, "595.91.07") == states
+
+
+def test_dkms_complaints_and_the_end_of_its_log():
+    # dkms 3.2.2 (Debian 13), the module of a test package whose Makefile was broken
+    said = """Autoinstall of module nvidia/610.57.04 for kernel 6.12.57 (x86_64)
+Building module(s)...(bad exit status: 2)
+Failed command:
+make -j2 KERNELRELEASE=6.12.57
+
+Autoinstall on 6.12.57 failed for module(s) nvidia(10).
+
+Error! Bad return status for module build on kernel: 6.12.57 (x86_64)
+Consult /var/lib/dkms/nvidia/610.57.04/build/make.log for more information.
+
+Error! One or more modules failed to install during autoinstall.
+Refer to previous errors for more information.
+"""
+    log = """no such thing
+make: *** [Makefile:2: nvidia.ko] Error 1
+
+# exit code: 2
+# elapsed time: 00:00:00
+----------------------------------------------------------------
+"""
+    assert dkms_complaints(said).splitlines() == [
+        "Error! Bad return status for module build on kernel: 6.12.57 (x86_64)",
+        "Consult /var/lib/dkms/nvidia/610.57.04/build/make.log for more information.",
+    ]
+    assert dkms_complaints("dkms: command not found\n") == "dkms: command not found"
+    assert last_words(log).splitlines() == ["no such thing", "make: *** [Makefile:2: nvidia.ko] Error 1"]
