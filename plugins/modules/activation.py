@@ -36,11 +36,7 @@ options:
     description: Make systemd read its unit files again first. Counts as no change.
     type: bool
     default: false
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: full
+extends_documentation_fragment: blackwell.serving.full_support
 author:
   - The blackwell.serving maintainers
 """

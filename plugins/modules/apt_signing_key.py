@@ -39,8 +39,7 @@ attributes:
   check_mode:
     support: full
     description: The key is downloaded and checked, and not written.
-  diff_mode:
-    support: full
+extends_documentation_fragment: blackwell.serving.full_support
 author:
   - The blackwell.serving maintainers
 """

@@ -61,11 +61,7 @@ options:
     description: Keep the older version beside a file whose content is replaced.
     type: bool
     default: false
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: full
+extends_documentation_fragment: blackwell.serving.full_support
 author:
   - The blackwell.serving maintainers
 """

@@ -34,8 +34,7 @@ attributes:
     description:
       - Where the container toolkit is not installed yet no change is foretold, because its package enables the units
         and starts them itself.
-  diff_mode:
-    support: full
+extends_documentation_fragment: blackwell.serving.full_support
 author:
   - The blackwell.serving maintainers
 """

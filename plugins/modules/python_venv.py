@@ -31,11 +31,7 @@ options:
     description: The package index, where it is not the one that pip is configured with.
     type: str
     default: ""
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: full
+extends_documentation_fragment: blackwell.serving.full_support
 author:
   - The blackwell.serving maintainers
 """

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,18 @@ def test_documentation_and_specification_agree(path: Path, monkeypatch):
     documentation = yaml.safe_load(module.DOCUMENTATION)
     assert documentation["module"] == path.stem
     assert described(documentation.get("options")) == described(specification_of(module, monkeypatch))
+
+
+def test_ansible_doc_shows_each_module_with_what_check_mode_does(run_tool):
+    shown = run_tool("ansible-doc", "--json", *(f"blackwell.serving.{path.stem}" for path in ON_HOSTS))
+    assert shown.returncode == 0, shown.stderr
+    documented = json.loads(shown.stdout)
+    assert len(documented) == len(ON_HOSTS)
+    for name, module in documented.items():
+        attributes = module["doc"]["attributes"]
+        for mode in ("check_mode", "diff_mode"):
+            assert attributes[mode]["support"] in ("full", "none"), name
+            assert attributes[mode]["description"], name
 
 
 @pytest.mark.parametrize("path", ON_HOSTS, ids=lambda path: path.stem)
