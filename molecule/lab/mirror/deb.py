@@ -160,6 +160,7 @@ class Key:
         listing = self._gpg("--with-colons", "--list-keys").decode()
         self.fingerprint = next(line.split(":")[9] for line in listing.splitlines() if line.startswith("fpr"))
         self.public = self._gpg("--armor", "--export")
+        self.keyring = self._gpg("--export")
 
     def _gpg(self, *arguments: str, stdin: bytes | None = None) -> bytes:
         return subprocess.run([*self._gpg_words, *arguments], input=stdin, capture_output=True, check=True).stdout

@@ -6,6 +6,7 @@ Each suite holds what its real archive is known to hold, no more. Sources:
 - no branch 580 in debian13: github.com/NVIDIA/cuda-repo-management/issues/38
 - newest cuda-drivers without dependencies: github.com/cupy/cupy/issues/10295
 - container toolkit: github.com/NVIDIA/nvidia-container-toolkit, packaging/debian and deployments/systemd
+- what a DKMS package's scripts do: postinst-dkms and prerm-dkms in Debian's package dh-dkms 3.0.10
 - Docker: docs.docker.com/engine/install/debian
 """
 
@@ -64,10 +65,7 @@ def kernel_modules(version: str, revision: str, is_open: bool, *, name: str) -> 
                 "nvidia.c", VERSION=version, LICENSE="Dual MIT/GPL" if is_open else "NVIDIA"
             ),
         },
-        scripts={
-            "postinst": f'if [ "$1" = configure ]; then /usr/lib/dkms/common.postinst nvidia {version} "" "$2"; fi',
-            "prerm": f"case $1 in remove|upgrade|deconfigure) dkms remove -m nvidia -v {version} --all || true;; esac",
-        },
+        scripts={name: stand_in(f"dkms.{name}", VERSION=version) for name in ("postinst", "prerm")},
     )
 
 
@@ -145,6 +143,18 @@ def pinning(branch: str) -> Package:
         arch="all",
         fields={"Provides": "nvidia-driver-pinning", "Conflicts": "nvidia-driver-pinning"},
         files={f"/etc/apt/preferences.d/nvidia-driver-pinning-{branch}": text},
+    )
+
+
+def keyring(suite: str, key: bytes) -> Package:
+    """NVIDIA's cuda-keyring: the key, and a source that names it."""
+    path = "/usr/share/keyrings/cuda-archive-keyring.gpg"
+    source = f"deb [signed-by={path}] http://mirror/compute/cuda/repos/{suite}/x86_64/ /\n"
+    return package(
+        "cuda-keyring",
+        "1.1-1",
+        arch="all",
+        files={path: key, f"/etc/apt/sources.list.d/cuda-{suite}-x86_64.list": source},
     )
 
 
@@ -375,7 +385,7 @@ def build(root: Path, kernel: str, trees: Path) -> bool:
         packages = [item for version in DRIVERS.get(suite, []) for item in driver(version)]
         packages += [pinning(branch) for branch in PINNING.get(suite, [])]
         packages += toolkit_12_9() if suite in TOOLKIT_12_9 else []
-        packages += toolkit_13()
+        packages += [*toolkit_13(), keyring(suite, keys["nvidia"].keyring)]
         repository = root / "compute/cuda/repos" / suite / "x86_64"
         write_flat(repository, packages, keys["nvidia"], Origin="NVIDIA", Label="NVIDIA CUDA")
         (repository / "lab.pub").write_bytes(keys["nvidia"].public)
