@@ -132,6 +132,7 @@ from typing import Any, NoReturn
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.blackwell.serving.plugins.module_utils import daemon_json
+from ansible_collections.blackwell.serving.plugins.module_utils.addresses import without_passwords
 from ansible_collections.blackwell.serving.plugins.module_utils.host_facts.docker import gpu_containers
 
 COMMAND_TIMEOUT = 60
@@ -222,10 +223,6 @@ class Dockerd:
             r"^failed to start daemon: .*|^unable to configure .*", journal.stdout if journal else "", re.M
         )
         return last_words[-1] if last_words else (done.stderr.strip().rstrip(".") if done else "no answer")
-
-
-def without_passwords(text: str) -> str:
-    return re.sub(r"://[^/@\s\"]+@", "://***@", text)
 
 
 class Change:

@@ -61,6 +61,10 @@ options:
     description: Keep the older version beside a file whose content is replaced.
     type: bool
     default: false
+attributes:
+  diff_mode:
+    support: full
+    description: Shows what changed, or would change, without the passwords of addresses.
 extends_documentation_fragment: blackwell.serving.full_support
 author:
   - The blackwell.serving maintainers
@@ -102,6 +106,7 @@ import os
 import tempfile
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.blackwell.serving.plugins.module_utils.addresses import without_passwords
 
 
 def text_of(path: str) -> str | None:
@@ -138,8 +143,8 @@ def bring_to_state(module: AnsibleModule, wanted: dict, diffs: list[dict]) -> bo
             {
                 "before_header": path if before is not None else f"{path} (absent)",
                 "after_header": path if after is not None else f"{path} (absent)",
-                "before": before or "",
-                "after": after or "",
+                "before": without_passwords(before or ""),
+                "after": without_passwords(after or ""),
             }
         )
         if not module.check_mode:

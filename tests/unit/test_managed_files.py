@@ -42,6 +42,16 @@ def test_one_call_brings_all_files_to_their_state(tmp_path: Path, run_module):
     assert (again["changed"], again["changed_paths"]) == (False, [])
 
 
+def test_passwords_are_written_and_not_shown(tmp_path: Path, run_module):
+    (tmp_path / "proxy").write_text('Proxy "http://me:older-secret@proxy:3128";\n')
+    result = run_module(
+        "managed_files", files=[file(tmp_path / "proxy", 'Proxy "http://me:newer-secret@proxy:3128";\n')]
+    )
+    assert "newer-secret" in (tmp_path / "proxy").read_text()
+    (diff,) = result["diff"]
+    assert diff["before"] == diff["after"] == 'Proxy "http://***@proxy:3128";\n'
+
+
 def test_permissions_alone_are_a_change(tmp_path: Path, run_module):
     (tmp_path / "file").write_text("x\n")
     (tmp_path / "file").chmod(0o666)
