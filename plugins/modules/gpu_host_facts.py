@@ -169,11 +169,13 @@ ansible_facts:
           description:
             - The Docker engine. C(running) tells whether it answered; if not, C(version) is the installed one, and what
               only a running engine knows is V(null) or empty.
+            - C(enabled) tells whether C(docker.service) starts at boot.
             - C(flavour) is the installed package, V(docker-ce), V(docker.io) or V(null).
           returned: always
           type: dict
           sample:
             running: true
+            enabled: true
             version: 29.9.0
             compose_version: 5.5.0
             runtimes: [io.containerd.runc.v2, nvidia, runc]
@@ -187,10 +189,11 @@ ansible_facts:
             cgroup_version: "2"
             flavour: docker-ce
         toolkit:
-          description: NVIDIA's container toolkit, its version and the path of its runtime.
+          description:
+            - NVIDIA's container toolkit, its version, the path of its runtime, and what that says of its own version.
           returned: always
           type: dict
-          sample: {version: 1.20.0, runtime_path: /usr/bin/nvidia-container-runtime}
+          sample: {version: 1.20.0, runtime_path: /usr/bin/nvidia-container-runtime, runtime_version: 1.20.0}
         cdi:
           description: The CDI specifications in the engine's directories, or else in C(/etc/cdi) and C(/var/run/cdi).
           returned: always

@@ -314,6 +314,14 @@ def test_ways_to_give_a_container_a_gpu(host_config, environment, holds):
     assert docker.holds_gpu({"HostConfig": host_config, "Config": {"Env": environment}}) is holds
 
 
+@pytest.mark.parametrize(
+    ("said", "enabled"), [("enabled\n", True), ("disabled\n", False), ("masked\n", False), ("", False)]
+)
+def test_docker_that_starts_at_boot(fake_host, said, enabled):
+    commands = {"systemctl is-enabled docker.service": (0 if enabled else 1, said, "")}
+    assert gather(fake_host(commands=commands))["docker"]["enabled"] is enabled
+
+
 def test_docker_that_does_not_run_tells_its_installed_version(fake_host):
     commands = {
         "dockerd --version": (0, "Docker version 29.9.0, build 4cecce0\n", ""),
@@ -374,7 +382,12 @@ def test_toolkit(fake_host):
         "nvidia-container-runtime": (0, "", ""),
     }
     facts = gather(fake_host(commands=commands))
-    assert facts["toolkit"] == {"version": "1.20.0", "runtime_path": "/usr/bin/nvidia-container-runtime"}
+    toolkit = {"version": "1.20.0", "runtime_path": "/usr/bin/nvidia-container-runtime", "runtime_version": None}
+    assert facts["toolkit"] == toolkit
+    # As github.com/OE4T/meta-tegra/pull/1475 shows it, with another version, and what runc says of itself below.
+    said = "NVIDIA Container Runtime version 1.19.1\ncommit: 670+d9de4a0\n\nrunc version 1.3.0\nspec: 1.2.1\n"
+    facts = gather(fake_host(commands=commands | {"nvidia-container-runtime": (0, said, "")}))
+    assert facts["toolkit"] == toolkit | {"runtime_version": "1.19.1"}
 
 
 def test_module_reads_this_machine(run_tool, tmp_path):

@@ -76,6 +76,7 @@ def gather(host: Host, venv: str | None = None, docker_socket: str = "/var/run/d
         "toolkit": {
             "version": nvidia.toolkit_version(outputs["toolkit"].stdout),
             "runtime_path": host.which("nvidia-container-runtime"),
+            "runtime_version": nvidia.toolkit_version(outputs["runtime"].stdout),
         },
         "cdi": {"specs": _cdi_specs(host, engine["cdi_dirs"] or CDI_DIRECTORIES)},
         "cuda": _cuda(host, deb["packages"]),
@@ -95,7 +96,9 @@ def _commands(driver_loaded: bool, efi: bool, key: str | None) -> dict[str, list
         "modinfo": ["modinfo", "nvidia"],
         "virtualisation": ["systemd-detect-virt"],
         "compose": ["docker", "compose", "version", "--short"],
+        "docker_enabled": ["systemctl", "is-enabled", "docker.service"],
         "toolkit": ["nvidia-ctk", "--version"],
+        "runtime": ["nvidia-container-runtime", "--version"],
     }
     if driver_loaded:
         commands["gpus"] = _nvidia_smi("--query-gpu", nvidia.GPU_FIELDS)
@@ -144,6 +147,7 @@ def _docker(
     containers = host.docker_api(socket, [f"/containers/{container['Id']}/json" for container in running or []])
     installed = "" if info else host.run(["dockerd", "--version"]).stdout
     engine = docker.engine(info, installed, outputs["compose"].stdout, packages)
+    engine["enabled"] = outputs["docker_enabled"].stdout.strip() == "enabled"
     return engine, docker.gpu_containers(containers)
 
 
