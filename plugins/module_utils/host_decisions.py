@@ -101,10 +101,11 @@ def _check_branch_drives(branch: str, version: str, needed: dict[str, list[str]]
 
 
 def repository(suite: str, facts: Facts, packages: Catalog, settings: dict[str, str]) -> dict[str, Any]:
-    """A suite of NVIDIA's as {suite, url, key_url, fingerprint, key_path, files}.
+    """A suite of NVIDIA's as {suite, url, files}.
 
     `settings` has `url` (base of the repositories), `key_url` and `key_fingerprint`; empty ones mean NVIDIA's own.
-    `files` are for the module managed_files: the source, and those that name the same suite with another key, absent.
+    `files` are for the module managed_files: the signing key, the source, and those that name the same suite with
+    another key, absent.
     """
     system_suites = packages["systems"][system_key(facts, packages)]["suites"]
     own = packages["suites"][suite]["key"]
@@ -116,14 +117,16 @@ def repository(suite: str, facts: Facts, packages: Catalog, settings: dict[str, 
         f"Types: deb\nURIs: {url}\nSuites: /\nArchitectures: {facts['os']['deb_architecture']}\n"
         f"Signed-By: {key_path}\n"
     )
+    signing_key = {
+        "url": settings.get("key_url") or f"{url}{own['file']}",
+        "fingerprints": [settings.get("key_fingerprint") or own["fingerprint"]],
+    }
     others = [f"/etc/apt/sources.list.d/cuda-{suite}-{architecture}.{suffix}" for suffix in ("list", "sources")]
     return {
         "suite": suite,
         "url": url,
-        "key_url": settings.get("key_url") or f"{url}{own['file']}",
-        "fingerprint": settings.get("key_fingerprint") or own["fingerprint"],
-        "key_path": key_path,
         "files": [
+            {"path": key_path, "signing_key": signing_key},
             {"path": _source_path(suite, system_suites), "content": source},
             *({"path": path, "state": "absent"} for path in others),
         ],

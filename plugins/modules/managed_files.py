@@ -5,11 +5,13 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: managed_files
-short_description: Write or remove several small text files in one call
+short_description: Write or remove several small files in one call
 version_added: 0.2.0
 description:
-  - Brings a list of small text files to their content, mode and owner. One call takes the place of as many tasks.
+  - Brings a list of small files to their content, mode and owner. One call takes the place of as many tasks.
   - A file is replaced in one step; a reader sees the old or the new one.
+  - A file can be the signing key of a package repository, known by its fingerprint. Such keys are downloaded and
+    checked before any file is written, in check mode as well. The host needs no GnuPG.
 options:
   files:
     description: The files.
@@ -22,8 +24,25 @@ options:
         type: path
         required: true
       content:
-        description: What it holds; required unless O(files[].state=absent).
+        description: What it holds. This or O(files[].signing_key) is required unless O(files[].state=absent).
         type: str
+      signing_key:
+        description:
+          - An OpenPGP key file, written in binary form for the C(Signed-By) field of a deb822 source.
+          - One on disk that holds exactly these primary keys is left alone, and nothing is downloaded. Delete it to
+            have it fetched anew, for instance after a key was prolonged.
+        type: dict
+        suboptions:
+          url:
+            description: Where it is (http, https or file), armoured or binary. Proxies are taken from the environment.
+            type: str
+            required: true
+          fingerprints:
+            description:
+              - Fingerprints of the primary keys that it must hold, no more and no fewer. Any other file is refused.
+            type: list
+            elements: str
+            required: true
       state:
         description: Whether the file is there.
         type: str
@@ -77,6 +96,10 @@ EXAMPLES = r"""
       - path: /etc/modprobe.d/nouveau.conf
         content: |
           blacklist nouveau
+      - path: /etc/apt/keyrings/docker.gpg
+        signing_key:
+          url: https://download.docker.com/linux/debian/gpg
+          fingerprints: [9DC8 5822 9FC7 DD38 854A  E2D8 8D81 803C 0EBF CD88]
       - path: /etc/apt/sources.list.d/older.list
         state: absent
     then:
@@ -104,15 +127,18 @@ commands:
 
 import os
 import tempfile
+from urllib.error import URLError
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.urls import open_url
+from ansible_collections.blackwell.serving.plugins.module_utils import openpgp
 from ansible_collections.blackwell.serving.plugins.module_utils.addresses import without_passwords
 
 
 def text_of(path: str) -> str | None:
     """The file's text; None where there is none."""
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as stream:
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as stream:
             return stream.read()
     except FileNotFoundError:
         return None
@@ -124,12 +150,59 @@ def write(module: AnsibleModule, path: str, content: str) -> None:
     os.makedirs(directory, mode=0o755, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=directory, prefix=f".{os.path.basename(path)}.")
     module.add_cleanup_file(temporary)
-    with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape") as stream:
+    with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
     os.chmod(temporary, 0o600)
     module.atomic_move(temporary, path)
+
+
+def fingerprints_in(text: str) -> list[str]:
+    """Fingerprints of the primary keys in a key file as `text_of` reads it; none where it is no key file."""
+    try:
+        return openpgp.primary_fingerprints(text.encode("utf-8", "surrogateescape"))
+    except openpgp.KeyFileError:
+        return []
+
+
+def downloaded(module: AnsibleModule, url: str) -> bytes:
+    try:
+        with open_url(url, timeout=30, http_agent="blackwell.serving") as answer:
+            return answer.read()
+    except (OSError, URLError, ValueError) as error:
+        module.fail_json(msg=f"{url}: cannot be downloaded: {error}; nothing was changed.")
+
+
+def key_file(module: AnsibleModule, path: str, url: str, fingerprints: list[str]) -> str:
+    """The file on disk if it holds exactly these keys, else the one at `url`, if that does."""
+    try:
+        expected = sorted({openpgp.normalised(fingerprint) for fingerprint in fingerprints})
+    except openpgp.KeyFileError as error:
+        module.fail_json(msg=f"{path}: fingerprints: {error}.")
+    if not expected:
+        module.fail_json(msg=f"{path}: fingerprints: at least one is needed.")
+    before = text_of(path)
+    if before is not None and sorted(fingerprints_in(before)) == expected:
+        return before
+    data = downloaded(module, url)
+    try:
+        found, key = openpgp.primary_fingerprints(data), openpgp.dearmoured(data)
+    except openpgp.KeyFileError as error:
+        module.fail_json(msg=f"{url}: {error}; nothing was changed.")
+    if sorted(found) != expected:
+        module.fail_json(
+            msg=f"{url}: not the expected key: expected {', '.join(expected)}, found {', '.join(found)}; "
+            "nothing was changed."
+        )
+    return key.decode("utf-8", "surrogateescape")
+
+
+def shown(wanted: dict, content: str | None) -> str:
+    """What a diff shows of a file: of a key its fingerprints, of an address no password."""
+    if wanted["signing_key"]:
+        return "".join(f"{fingerprint}\n" for fingerprint in fingerprints_in(content or ""))
+    return without_passwords(content or "")
 
 
 def bring_to_state(module: AnsibleModule, wanted: dict, diffs: list[dict]) -> bool:
@@ -143,8 +216,8 @@ def bring_to_state(module: AnsibleModule, wanted: dict, diffs: list[dict]) -> bo
             {
                 "before_header": path if before is not None else f"{path} (absent)",
                 "after_header": path if after is not None else f"{path} (absent)",
-                "before": without_passwords(before or ""),
-                "after": without_passwords(after or ""),
+                "before": shown(wanted, before),
+                "after": shown(wanted, after),
             }
         )
         if not module.check_mode:
@@ -202,12 +275,21 @@ def main() -> None:
                 "options": {
                     "path": {"type": "path", "required": True},
                     "content": {"type": "str"},
+                    "signing_key": {
+                        "type": "dict",
+                        "no_log": False,
+                        "options": {
+                            "url": {"type": "str", "required": True},
+                            "fingerprints": {"type": "list", "elements": "str", "required": True, "no_log": False},
+                        },
+                    },
                     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
                     "mode": {"type": "str", "default": "0644"},
                     "owner": {"type": "str", "default": "root"},
                     "group": {"type": "str", "default": "root"},
                 },
-                "required_if": [("state", "present", ["content"])],
+                "required_if": [("state", "present", ["content", "signing_key"], True)],
+                "mutually_exclusive": [("content", "signing_key")],
             },
             "then": {
                 "type": "list",
@@ -231,8 +313,14 @@ def main() -> None:
         if paths.count(path) > 1:
             module.fail_json(msg=f"{path}: is listed more than once; nothing was changed.")
 
+    all_wanted = [
+        wanted | {"content": key_file(module, wanted["path"], **wanted["signing_key"])}
+        if wanted["signing_key"] and wanted["state"] == "present"
+        else wanted
+        for wanted in module.params["files"]
+    ]
     files, diffs, before = [], [], {}
-    for wanted in module.params["files"]:
+    for wanted in all_wanted:
         try:
             before[wanted["path"]] = text_of(wanted["path"])
             changed = bring_to_state(module, wanted, diffs)

@@ -1,7 +1,8 @@
-"""Signing keys: fingerprints against GnuPG's own, and the module on key files made here."""
+"""Signing keys: fingerprints against GnuPG's own, and managed_files on key files made here."""
 
 import base64
 import itertools
+import os
 import subprocess
 from pathlib import Path
 
@@ -89,43 +90,47 @@ def test_a_secret_key_is_refused(gnupg):
         openpgp.primary_fingerprints(secret)
 
 
-def test_module_trusts_the_right_key_once(gnupg, tmp_path: Path, run_module):
-    fingerprint = gnupg.fingerprints[0]
-    (tmp_path / "key.asc").write_bytes(gnupg("--armor", "--export", fingerprint))
-    arguments = {
-        "url": f"file://{tmp_path}/key.asc",
-        "fingerprints": [fingerprint.lower()],
-        "path": f"{tmp_path}/keyrings/key.gpg",
-    }
-    checked = run_module("apt_signing_key", check=True, **arguments)
-    assert (checked["changed"], checked["fingerprints"]) == (True, [fingerprint])
-    assert not (tmp_path / "keyrings").exists()
-    assert run_module("apt_signing_key", **arguments)["changed"]
-    written = (tmp_path / "keyrings/key.gpg").read_bytes()
-    assert base64.b64encode(written) == base64.b64encode(gnupg("--export", fingerprint))
-    (tmp_path / "key.asc").unlink()
-    again = run_module("apt_signing_key", **arguments)
-    assert (again["changed"], again["downloaded"]) == (False, False)
+def key(path: Path, source: Path, *fingerprints: str) -> dict:
+    owner = {"owner": str(os.getuid()), "group": str(os.getgid())}
+    return {"path": str(path), "signing_key": {"url": f"file://{source}", "fingerprints": fingerprints}, **owner}
+
+
+def test_the_right_key_is_trusted_once(gnupg, tmp_path: Path, run_module):
+    fingerprint, source, target = gnupg.fingerprints[0], tmp_path / "key.asc", tmp_path / "keyrings/key.gpg"
+    source.write_bytes(gnupg("--armor", "--export", fingerprint))
+    files = [key(target, source, fingerprint.lower())]
+    checked = run_module("managed_files", check=True, files=files)
+    assert (checked["changed_paths"], checked["diff"][0]["after"]) == ([str(target)], f"{fingerprint}\n")
+    assert not target.parent.exists()
+    assert run_module("managed_files", files=files)["changed"]
+    assert base64.b64encode(target.read_bytes()) == base64.b64encode(gnupg("--export", fingerprint))
+    source.unlink()
+    assert not run_module("managed_files", files=files)["changed"]
+    target.write_bytes(target.read_bytes()[:40])
+    assert "cannot be downloaded" in run_module("managed_files", files=files)["msg"]
 
 
 @pytest.mark.parametrize("exported", [(1,), (0, 1)], ids=["another key", "one key too many"])
-def test_module_refuses_any_other_key_and_names_both(gnupg, tmp_path: Path, run_module, exported):
+def test_any_other_key_is_refused_before_anything_is_written(gnupg, tmp_path: Path, run_module, exported):
     keys = [gnupg.fingerprints[index] for index in exported]
     (tmp_path / "key.gpg").write_bytes(gnupg("--export", *keys))
     (tmp_path / "there.gpg").write_bytes(b"older")
-    result = run_module(
-        "apt_signing_key",
-        url=f"file://{tmp_path}/key.gpg",
-        fingerprints=[gnupg.fingerprints[0]],
-        path=f"{tmp_path}/there.gpg",
-    )
+    first = {"path": f"{tmp_path}/first", "content": "first\n"}
+    files = [first, key(tmp_path / "there.gpg", tmp_path / "key.gpg", gnupg.fingerprints[0])]
+    result = run_module("managed_files", files=files)
     assert f"expected {gnupg.fingerprints[0]}, found {', '.join(keys)}" in result["msg"]
     assert (tmp_path / "there.gpg").read_bytes() == b"older"
+    assert not (tmp_path / "first").exists()
 
 
-def test_module_says_that_the_key_cannot_be_had(tmp_path: Path, run_module):
-    result = run_module(
-        "apt_signing_key", url=f"file://{tmp_path}/none", fingerprints=["A" * 40], path=f"{tmp_path}/key.gpg"
-    )
-    assert "cannot be downloaded" in result["msg"]
+@pytest.mark.parametrize("fingerprints", [[], ["3BF863CC"]])
+def test_a_key_needs_a_whole_fingerprint(tmp_path: Path, run_module, fingerprints):
+    result = run_module("managed_files", files=[key(tmp_path / "key.gpg", tmp_path / "none", *fingerprints)])
+    assert "fingerprint" in result["msg"]
+
+
+def test_a_key_that_is_no_longer_wanted_is_removed_without_a_download(tmp_path: Path, run_module):
+    (tmp_path / "key.gpg").write_bytes(b"older")
+    files = [key(tmp_path / "key.gpg", tmp_path / "none", "A" * 40) | {"state": "absent"}]
+    assert run_module("managed_files", files=files)["changed"]
     assert not (tmp_path / "key.gpg").exists()
