@@ -2,7 +2,8 @@
 """Judge what three runs of the converge playbook did on a host: judge_runs.py ACTION_LOG HOST.
 
 The run with --check must predict exactly the changes that the first real run made; the last run must change nothing,
-with at most 18 actions on the host (site.yml, of which it is a part, has 25). Exit status 1, with the differences, where that is not so.
+with at most 18 actions on the host (site.yml, of which it is a part, has 25). Exit status 1, with the differences,
+where that is not so.
 """
 
 import sys

@@ -2,7 +2,7 @@
 """Test hosts for the molecule scenarios: containers that behave like small servers, reached over SSH.
 
     lab.py up HOST [--distribution trixie|bookworm] [--gpu rtx_5090]... [--nouveau] [--secure-boot off|on|none]
-                                 start a host, and the package mirror if it does not run
+              [--behind-proxy]   start a host, and the package mirror if it does not run
     lab.py down HOST|--all       remove hosts and everything that is theirs
     lab.py ssh HOST [COMMAND]    log in as `admin`, who may use sudo
     lab.py status                what runs
@@ -37,6 +37,8 @@ CACHE = HERE.parents[1] / ".cache/lab"
 NETWORK = os.environ.get("LAB_NAME", "blackwell-lab")
 SUBNET = os.environ.get("LAB_SUBNET", "172.31.251.0/24")
 MIRROR, MIRROR_ADDRESS = f"{NETWORK}-mirror", SUBNET.replace(".0/24", ".2")
+PROXY, PROXY_ADDRESS, PROXY_USER = f"{NETWORK}-proxy", SUBNET.replace(".0/24", ".3"), "lab:pass-the-gate-1"
+NOWHERE = "192.0.2.1"  # RFC 5737: an address of no machine
 LABEL = NETWORK.replace("-", ".")  # of containers and networks
 IMAGE_LABEL = "blackwell.lab"
 KERNEL = os.uname().release
@@ -275,6 +277,19 @@ def ensure_mirror() -> bool:
     return True
 
 
+def ensure_proxy() -> None:
+    """The only way to the mirror for hosts that are behind it: http://proxy:3128/ with PROXY_USER."""
+    inputs = digest((HERE / "proxy.py").read_bytes(), PROXY_USER)
+    if docker("ps", "--quiet", "--filter", f"name=^{PROXY}$", "--filter", f"label={LABEL}.inputs={inputs}").strip():
+        return
+    docker("rm", "--force", "--volumes", PROXY, check=False)
+    options = [f"--name={PROXY}", "--hostname=proxy", "--network-alias=proxy", f"--network={NETWORK}"]
+    options += [f"--ip={PROXY_ADDRESS}", f"--label={LABEL}", f"--label={LABEL}.inputs={inputs}", "--stop-timeout=1"]
+    options += [f"--volume={HERE}/proxy.py:/srv/proxy.py:ro"]
+    docker("run", "--detach", *options, build_image("trixie"), "python3", "/srv/proxy.py", PROXY_USER)
+    wait_for(lambda: connects(PROXY_ADDRESS, 3128), "the proxy", 20)
+
+
 # Hosts
 
 
@@ -286,7 +301,9 @@ def container_name(scenario: str, host: str) -> str:
     return f"{NETWORK}-{scenario}-{host}"
 
 
-def up(host: str, scenario: str, distribution: str, gpu: list[str], secure_boot: str, nouveau: bool) -> dict:
+def up(
+    host: str, scenario: str, distribution: str, gpu: list[str], secure_boot: str, nouveau: bool, behind_proxy: bool
+) -> dict:
     name = container_name(scenario, host)
     if docker("ps", "--quiet", "--filter", f"name=^{name}$").strip():
         return {"changed": False, "host": host, "address": address_of(name)}
@@ -294,6 +311,8 @@ def up(host: str, scenario: str, distribution: str, gpu: list[str], secure_boot:
         image = build_image(distribution)
         ensure_network()
         ensure_mirror()
+        if behind_proxy:
+            ensure_proxy()
     hardware = {
         "gpus": [GPU_COMMON | GPUS[name] for name in gpu],
         "secure_boot": {"on": True, "off": False, "none": None}[secure_boot],
@@ -303,6 +322,7 @@ def up(host: str, scenario: str, distribution: str, gpu: list[str], secure_boot:
     for address in free_addresses():
         try:
             place = [f"--name={name}", f"--hostname={host}", f"--network={NETWORK}", f"--ip={address}"]
+            place += [f"--add-host=mirror:{NOWHERE}"] if behind_proxy else []
             labels = [f"--label={LABEL}", f"--label={LABEL}.scenario={scenario}", f"--label={LABEL}.host={host}"]
             docker("create", *place, *labels, *RUN_OPTIONS, image)
             docker("cp", "-", f"{name}:/", stdin=host_files(hardware, distribution))
@@ -414,6 +434,7 @@ def inventory(scenario: str | None) -> dict:
     }
     repositories = CACHE / "mirror"
     variables = packages.role_variables(repositories) if (repositories / "complete").exists() else {}
+    variables["lab_proxy"] = f"http://{PROXY_USER}@proxy:3128"
     return {"_meta": {"hostvars": hostvars}, "all": {"hosts": list(hostvars), "vars": variables}}
 
 
@@ -454,6 +475,7 @@ def main() -> None:
     start.add_argument("--gpu", action="append", choices=sorted(GPUS), default=[])
     start.add_argument("--secure-boot", choices=["off", "on", "none"], default="off")
     start.add_argument("--nouveau", action="store_true")
+    start.add_argument("--behind-proxy", action="store_true", help="the mirror is out of reach, but for the proxy")
     stop = commands.add_parser("down")
     stop.add_argument("host", nargs="?")
     stop.add_argument("--all", action="store_true")
