@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from ansible_collections.blackwell.serving.plugins.module_utils import host_decisions
+from ansible_collections.blackwell.serving.plugins.module_utils import addresses, host_decisions
 from ansible_collections.blackwell.serving.plugins.plugin_utils import host_catalog
 
 
@@ -52,13 +52,6 @@ def discovered_gpus(facts: dict[str, Any], declared: list[Any]) -> dict[str, Any
     return {"gpus": host_decisions.discovered_gpus(facts, host_catalog.gpus(), declared)}
 
 
-def proxy_environment(proxy: dict[str, str] | None) -> dict[str, str]:
-    """gpu_host_proxy (http, https, no_proxy) as environment variables, in both spellings that programs read."""
-    names = {"http": "http_proxy", "https": "https_proxy", "no_proxy": "no_proxy"}
-    values = {names[key]: value for key, value in (proxy or {}).items() if value}
-    return values | {name.upper(): value for name, value in values.items()}
-
-
 class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {
@@ -69,5 +62,5 @@ class FilterModule:
             "replaced_in_use": host_decisions.replaced_in_use,
             "toolkit_plan": toolkit_plan,
             "discovered_gpus": discovered_gpus,
-            "proxy_environment": proxy_environment,
+            "proxy_environment": addresses.proxy_environment,
         }

@@ -34,7 +34,7 @@ options:
         type: dict
         suboptions:
           url:
-            description: Where it is (http, https or file), armoured or binary. Proxies are taken from the environment.
+            description: Where it is (http, https or file), armoured or binary.
             type: str
             required: true
           fingerprints:
@@ -80,6 +80,12 @@ options:
     description: Keep the older version beside a file whose content is replaced.
     type: bool
     default: false
+  proxy:
+    description:
+      - Proxies for downloads, with the keys C(http), C(https) and C(no_proxy); without them, those of the environment.
+      - A play's C(environment) is no place for a password, because sudo writes it into its log.
+    type: dict
+    default: {}
 attributes:
   diff_mode:
     support: full
@@ -132,7 +138,10 @@ from urllib.error import URLError
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.urls import open_url
 from ansible_collections.blackwell.serving.plugins.module_utils import openpgp
-from ansible_collections.blackwell.serving.plugins.module_utils.addresses import without_passwords
+from ansible_collections.blackwell.serving.plugins.module_utils.addresses import (
+    proxy_environment,
+    without_passwords,
+)
 
 
 def text_of(path: str) -> str | None:
@@ -301,6 +310,7 @@ def main() -> None:
                 },
             },
             "backup": {"type": "bool", "default": False},
+            "proxy": {"type": "dict", "default": {}, "no_log": True},
         },
         supports_check_mode=True,
     )
@@ -313,6 +323,7 @@ def main() -> None:
         if paths.count(path) > 1:
             module.fail_json(msg=f"{path}: is listed more than once; nothing was changed.")
 
+    os.environ.update(proxy_environment(module.params["proxy"]))
     all_wanted = [
         wanted | {"content": key_file(module, wanted["path"], **wanted["signing_key"])}
         if wanted["signing_key"] and wanted["state"] == "present"

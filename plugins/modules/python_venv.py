@@ -11,7 +11,7 @@ description:
   - Makes the virtual environment where there is none, or where it belongs to another Python than O(python) by now, and
     installs the packages of O(requirements) that it lacks or has in another version. Further packages stay.
   - Nothing is downloaded while all of them are there.
-  - pip finds its index and its proxy as usual, in C(pip.conf) and in the environment.
+  - pip finds its index as usual, in C(pip.conf) and in the environment.
 options:
   path:
     description: The virtual environment.
@@ -31,6 +31,12 @@ options:
     description: The package index, where it is not the one that pip is configured with.
     type: str
     default: ""
+  proxy:
+    description:
+      - Proxies for downloads, with the keys C(http), C(https) and C(no_proxy); without them, those of the environment.
+      - A play's C(environment) is no place for a password, because sudo writes it into its log.
+    type: dict
+    default: {}
 extends_documentation_fragment: blackwell.serving.full_support
 author:
   - The blackwell.serving maintainers
@@ -61,6 +67,7 @@ import tempfile
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.blackwell.serving.plugins.module_utils.addresses import proxy_environment
 
 
 def pinned(requirements: str) -> dict[str, str]:
@@ -116,7 +123,10 @@ class Environment:
             pip = [str(self.path / "bin/python"), "-m", "pip", "--disable-pip-version-check", "--no-input", "install"]
             code, out, err = self.module.run_command(
                 [*pip, "--require-hashes", "--no-deps", "--only-binary", ":all:", "--requirement", file.name],
-                environ_update={"PIP_INDEX_URL": index_url} if index_url else {},
+                environ_update={
+                    **proxy_environment(self.module.params["proxy"]),
+                    **({"PIP_INDEX_URL": index_url} if index_url else {}),
+                },
             )
         if code:
             self.module.fail_json(msg=f"pip cannot install into {self.path}: {(err or out).strip()}")
@@ -129,6 +139,7 @@ def main() -> None:
             "requirements": {"type": "str", "required": True},
             "python": {"type": "path", "default": "/usr/bin/python3"},
             "index_url": {"type": "str", "default": ""},
+            "proxy": {"type": "dict", "default": {}, "no_log": True},
         },
         supports_check_mode=True,
     )

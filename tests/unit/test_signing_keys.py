@@ -2,8 +2,11 @@
 
 import base64
 import itertools
+import json
 import os
 import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -108,6 +111,31 @@ def test_the_right_key_is_trusted_once(gnupg, tmp_path: Path, run_module):
     assert not run_module("managed_files", files=files)["changed"]
     target.write_bytes(target.read_bytes()[:40])
     assert "cannot be downloaded" in run_module("managed_files", files=files)["msg"]
+
+
+def test_a_key_comes_through_the_proxy_whose_password_nobody_sees(gnupg, tmp_path: Path, run_module):
+    fingerprint, asked = gnupg.fingerprints[1], []
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append((self.path, self.headers["Proxy-Authorization"]))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(gnupg("--armor", "--export", fingerprint))
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        wanted = key(tmp_path / "key.gpg", tmp_path, fingerprint)
+        wanted["signing_key"]["url"] = "http://keys.invalid/key.asc"
+        proxy = {"http": f"http://me:secret@127.0.0.1:{server.server_port}"}
+        result = run_module("managed_files", files=[wanted], proxy=proxy)
+        server.shutdown()
+    assert result["changed"]
+    assert asked == [("http://keys.invalid/key.asc", f"Basic {base64.b64encode(b'me:secret').decode()}")]
+    assert "me:secret" not in json.dumps(result)
 
 
 @pytest.mark.parametrize("exported", [(1,), (0, 1)], ids=["another key", "one key too many"])
