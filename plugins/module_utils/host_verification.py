@@ -10,21 +10,15 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from .finding import COULD_NOT_CHECK, FAILED, OK, Finding
 from .host_facts.host import Host, Output
 from .host_facts.system import listening_sockets
+from .running_stack import container_states, plan_path, read_plan
+from .service_verification import services_answer, services_memory, services_up
 
-OK, FAILED, COULD_NOT_CHECK = "ok", "failed", "could_not_check"
 GIB = 1024**3
 SOURCE_NAME, PROGRAM_NAME = "vector_add.cu", "vector_add"
 WORK_DIRECTORY_IN_CONTAINER = "/verification"
-
-
-class Finding(NamedTuple):
-    """The outcome of one check; `remedy` says what to do where it is not ok."""
-
-    status: str
-    message: str
-    remedy: str = ""
 
 
 class Wanted(NamedTuple):
@@ -32,7 +26,7 @@ class Wanted(NamedTuple):
 
     `capabilities`: compute capability by PCI device id. `minimum`: least versions of docker, compose and toolkit.
     `ports`: TCP ports of the host that the Compose project `project` uses or will use. `disk`: GiB that must be
-    available, by path.
+    available, by path. `stack_dir`: where the stack is deployed; `stack_required`: whether there must be one.
     """
 
     gpu_required: bool
@@ -45,6 +39,8 @@ class Wanted(NamedTuple):
     ports: Sequence[int]
     project: str
     disk: Mapping[str, float]
+    stack_dir: str
+    stack_required: bool
 
 
 class Verification:
@@ -60,15 +56,31 @@ class Verification:
         self._compiled = False
         self._runs = False
         self._image: Finding | None = None
+        self._deployed = host.exists(plan_path(wanted.stack_dir))
+        self._plan = read_plan(host, wanted.stack_dir)
+        self._figures: dict[str, dict[str, Any]] = {service["name"]: {} for service in self._services}
 
     def run(self, names: Iterable[str]) -> list[dict[str, str]]:
         """The checks of these names that make sense on this host, in the order of CHECKS."""
         asked = set(names)
+        if not self.facts["pci"] and not self.wanted.gpu_required:
+            asked -= GPU_CHECKS
+        if not self._deployed and not self.wanted.stack_required:
+            asked -= STACK_CHECKS
+        return [{"id": name, **check(self)._asdict()} for name, check in CHECKS.items() if name in asked]
+
+    @property
+    def services(self) -> list[dict[str, Any]]:
+        """What was found of each service of the deployed plan."""
         return [
-            {"id": name, **check(self)._asdict()}
-            for name, check in CHECKS.items()
-            if name in asked and not (name in GPU_CHECKS and not self.facts["pci"] and not self.wanted.gpu_required)
+            {"name": service["name"], "engine": service["engine"], **self._figures[service["name"]]}
+            for service in self._services
+            if self._figures[service["name"]]
         ]
+
+    @property
+    def _services(self) -> list[dict[str, Any]]:
+        return sorted(self._plan["services"], key=lambda service: service["start_order"]) if self._plan else []
 
     def gpu_present(self) -> Finding:
         ids = [gpu["device"] for gpu in self.facts["pci"]]
@@ -392,6 +404,28 @@ class Verification:
             return Finding(FAILED, f"too little is available: {', '.join(short)}", "Make room: docker system df; df -h")
         return Finding(OK, ", ".join(enough))
 
+    def _nothing_deployed(self) -> Finding:
+        path = plan_path(self.wanted.stack_dir)
+        if self._deployed:
+            return Finding(COULD_NOT_CHECK, f"{path} is not a plan that can be read", "Run playbooks/deploy.yml.")
+        return Finding(COULD_NOT_CHECK, f"nothing is deployed: there is no {path}", "Run playbooks/deploy.yml.")
+
+    def services_up(self) -> Finding:
+        if not self._services:
+            return self._nothing_deployed()
+        if not self.facts["docker"]["running"]:
+            return Finding(COULD_NOT_CHECK, "no Docker engine answers", "See docker_runs.")
+        names = [service["container_name"] for service in self._services]
+        return services_up(self._services, container_states(self.host, self.docker_socket, names), self._figures)
+
+    def services_answer(self) -> Finding:
+        return services_answer(self._services, self._figures) if self._services else self._nothing_deployed()
+
+    def services_memory(self) -> Finding:
+        if not self._services:
+            return self._nothing_deployed()
+        return services_memory(self._services, self._plan["gpus"], self.facts["gpus"], self._figures)
+
 
 Check = Callable[[Verification], Finding]
 CHECKS: dict[str, Check] = {
@@ -412,8 +446,13 @@ CHECKS: dict[str, Check] = {
         Verification.packages_whole,
         Verification.ports,
         Verification.disk_space,
+        Verification.services_up,
+        Verification.services_answer,
+        Verification.services_memory,
     )
 }
+# Left out where no stack is deployed and none is required.
+STACK_CHECKS = {"services_up", "services_answer", "services_memory"}
 # Left out where there is no GPU and none is required.
 GPU_CHECKS = {
     "gpu_present",

@@ -36,6 +36,9 @@ options:
       - packages_whole
       - ports
       - disk_space
+      - services_up
+      - services_answer
+      - services_memory
   gpu_required:
     description: Whether a host without an NVIDIA GPU fails. If not, the checks that need one are left out there.
     type: bool
@@ -81,6 +84,16 @@ options:
     description: GiB that must be available, by path.
     type: dict
     default: {}
+  stack_dir:
+    description:
+      - Directory in which the stack is deployed. Its services are those of C(current/plan.json) there; they are asked
+        for a completion of a few tokens.
+    type: path
+    default: /opt/blackwell-serving/stack
+  stack_required:
+    description: Whether a stack must be deployed. If not, the checks of its services are left out where there is none.
+    type: bool
+    default: false
   docker_socket:
     description: Socket of the Docker engine.
     type: path
@@ -134,6 +147,25 @@ measured:
   elements: dict
   sample:
     - {index: 0, name: NVIDIA GeForce RTX 5090, pci_bus_id: "0000:01:00.0", total_gib: 31.36, free_gib: 30.86}
+services:
+  description:
+    - What was found of each service of the deployed plan - state, restarts, the answer to the test prompt and its time,
+      and what the engine reports of its memory, beside what was planned.
+  returned: always
+  type: list
+  elements: dict
+  sample:
+    - name: qwen
+      engine: sglang
+      state: running
+      health: healthy
+      restarts: 0
+      answer: " Paris."
+      completion_seconds: 0.081
+      kv_tokens: 65536
+      planned_kv_tokens: 65536
+      weights_gib: 5.88
+      planned_weights_gib: 5.87
 driver:
   description: The driver, as in C(ansible_facts['gpu_host']['driver']).
   returned: always
@@ -171,6 +203,8 @@ def main() -> None:
             "ports": {"type": "list", "elements": "int", "default": []},
             "project": {"type": "str", "required": True},
             "disk": {"type": "dict", "default": {}},
+            "stack_dir": {"type": "path", "default": "/opt/blackwell-serving/stack"},
+            "stack_required": {"type": "bool", "default": False},
             "docker_socket": {"type": "path", "default": "/var/run/docker.sock"},
         },
         supports_check_mode=True,
@@ -187,6 +221,8 @@ def main() -> None:
         ports=parameters["ports"],
         project=parameters["project"],
         disk={path: float(gib) for path, gib in parameters["disk"].items()},
+        stack_dir=parameters["stack_dir"],
+        stack_required=parameters["stack_required"],
     )
     host = Host()
     facts = gather(host, docker_socket=parameters["docker_socket"])
@@ -202,6 +238,7 @@ def main() -> None:
         exit_code=exit_code(checks),
         text=table(checks),
         measured=verification.measured,
+        services=verification.services,
         driver=facts["driver"],
     )
 

@@ -9,6 +9,7 @@ from ansible_collections.blackwell.serving.plugins.module_utils.host_facts.gathe
 from ansible_collections.blackwell.serving.plugins.module_utils.host_verification import (
     CHECKS,
     GPU_CHECKS,
+    STACK_CHECKS,
     Verification,
     Wanted,
     exit_code,
@@ -54,6 +55,8 @@ def wanted():
                 "ports": [30001, 30002],
                 "project": "serving",
                 "disk": {"/var/lib/docker": 50},
+                "stack_dir": "/opt/blackwell-serving/stack",
+                "stack_required": False,
             }
             | changes
         )
@@ -104,7 +107,7 @@ def statuses(host, wanted, *others):
 
 def test_host_where_everything_works(converged, wanted):
     checks, verification = verify(converged, wanted())
-    assert list(checks) == list(CHECKS)
+    assert list(checks) == [name for name in CHECKS if name not in STACK_CHECKS]
     assert statuses(converged, wanted()) == {}
     assert exit_code(checks.values()) == 0
     assert verification.measured == [
@@ -292,7 +295,7 @@ def test_host_without_gpu(fake_host, wanted):
     assert required["gpu_present"]["status"] == "failed"
     assert required["driver_loaded"]["status"] == "could_not_check"
     not_required, _ = verify(host, wanted(gpu_required=False))
-    assert set(not_required) == set(CHECKS) - GPU_CHECKS
+    assert set(not_required) == set(CHECKS) - GPU_CHECKS - STACK_CHECKS
 
 
 def test_driver_without_any_gpu(converged, wanted):
@@ -367,7 +370,7 @@ def test_table_is_aligned_and_says_what_to_do(converged, wanted):
     disk_full(converged)
     checks, _ = verify(converged, wanted())
     lines = table(list(checks.values())).splitlines()
-    assert len(lines) == len(CHECKS) + 1
+    assert len(lines) == len(checks) + 1
     assert len({line.index(check["message"]) for line, check in zip(lines, checks.values(), strict=False)}) == 1
     assert lines[-2].split()[:2] == ["disk_space", "FAILED"]
     assert lines[-1].split()[:2] == ["->", "Make"]
