@@ -257,6 +257,30 @@ def test_a_real_container_reads_a_virtual_environment(image_with_python, tmp_pat
     assert json.loads(Path(cache).read_text())
 
 
+def test_a_real_container_can_neither_write_nor_reach_out_nor_is_it_privileged(image_with_python, monkeypatch):
+    program = """
+import json, os, socket
+found = {}
+for name, act in {
+    "writes": lambda: open("/tmp/file", "w"),
+    "reaches": lambda: socket.create_connection(("192.0.2.1", 80), 5),
+    "changes its root": lambda: os.chroot("/"),
+}.items():
+    try:
+        act()
+        found[name] = "yes"
+    except OSError as problem:
+        found[name] = problem.strerror
+print(json.dumps({"libraries": [], "torch": {"version": found}}))
+"""
+    monkeypatch.setattr(image_code.cuda_fatbin.__spec__.loader, "get_source", lambda name: program, raising=False)
+    assert read_image(DockerCli("docker"), image_with_python, [TORCH])["torch"] == {
+        "writes": "Read-only file system",
+        "reaches": "Network is unreachable",
+        "changes its root": "Operation not permitted",
+    }
+
+
 def test_a_real_image_without_python_is_read_from_outside(image_without_python):
     image = read_image(DockerCli("docker"), image_without_python, [TORCH])
     assert image["libraries"] == [
