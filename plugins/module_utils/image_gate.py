@@ -60,9 +60,9 @@ def _other_architecture(image: dict[str, Any], wanted: dict[str, Any]) -> list[s
     return [f"{_name(image, wanted)} is built for {image['architecture']} processors, and this host has {host}"]
 
 
-def judged_on(library: dict[str, Any], target: str) -> bool:
-    """Whether a library of the start path is used on that capability."""
-    return target in library.get("only_on", [target])
+def judged_on(library: dict[str, Any], target: str, architecture: str) -> bool:
+    """Whether a library of the start path is used on that capability by images for that processor architecture."""
+    return target in library.get("only_on", [target]) and architecture in library.get("only_for", [architecture])
 
 
 def _used(image: dict[str, Any], wanted: dict[str, Any], target: str) -> list[tuple[dict[str, Any], list[Any]]]:
@@ -70,7 +70,7 @@ def _used(image: dict[str, Any], wanted: dict[str, Any], target: str) -> list[tu
     return [
         (library, [each for each in image["libraries"] if each["name"] == library["name"] and each["path"]])
         for library in wanted["start_path"]
-        if judged_on(library, target)
+        if judged_on(library, target, image["architecture"])
     ]
 
 

@@ -85,6 +85,12 @@ def test_a_library_that_this_gpu_never_uses_is_not_judged():
     assert "vllm_flash_attn/_vllm_fa3_C.abi3.so" in text
 
 
+def test_a_library_that_arm_wheels_lack_is_not_asked_of_arm_images():
+    without = image("sglang", codes={"FlashAttention 3": None})
+    assert len(refusals(without, "sglang", ["9.0"])) == 1
+    assert refusals(without | {"architecture": "arm64"}, "sglang", ["9.0"]) == []
+
+
 def test_sglang_loads_another_library_on_hopper():
     for_hopper_only = {"sgl_kernel": ["sm_90a"], "sgl_kernel for Hopper": ["sm_90a"]}
     assert refusals(image("sglang", codes=for_hopper_only), "sglang", ["9.0"]) == []
@@ -96,7 +102,9 @@ def test_a_missing_library_is_a_refusal_and_so_is_one_that_nobody_looked_for():
     (text,) = refusals(image(codes={"torch": None}))
     assert "has no torch, which vllm needs" in text
     assert "torch/lib/libtorch_cuda.so" in text
-    assert len(refusals(image(libraries=[]))) == len([each for each in START_PATH["vllm"] if judged_on(each, "12.0")])
+    assert len(refusals(image(libraries=[]))) == len(
+        [each for each in START_PATH["vllm"] if judged_on(each, "12.0", "amd64")]
+    )
 
 
 def test_all_files_of_a_library_must_run():
@@ -193,7 +201,7 @@ def test_an_image_that_is_named_by_its_reference_is_named_once():
 def test_the_start_path_is_about_gpus_that_the_catalogue_knows(engine):
     """Every capability has torch and a kernel library of the engine, and no library is for an unknown capability."""
     for target in CAPABILITIES:
-        used = [library["name"] for library in START_PATH[engine] if judged_on(library, target)]
+        used = [library["name"] for library in START_PATH[engine] if judged_on(library, target, "arm64")]
         assert "torch" in used
         assert any(name.startswith(("sgl_kernel", "vllm/")) for name in used), target
     for library in START_PATH[engine]:
