@@ -1,0 +1,122 @@
+"""What a stack's deployment asks and tells Docker: states over the engine's socket, changes by Compose.
+
+Compose is driven through python-on-whales, which is needed only where something changes. Runs on the host, under
+Python 3.9 or newer.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from .host_facts.host import Host
+from .stack_steps import PROJECT_LABEL
+
+STOP_SECONDS = 30
+_TIMED = re.compile(r"^(\d{4}-\d\d-\d\dT\S+Z) ?(.*)$")
+
+
+class DockerProblem(Exception):
+    """Docker did not do what it was told; the message holds its own words."""
+
+
+class StackDocker:
+    def __init__(self, host: Host, project: str, socket: str = "/var/run/docker.sock") -> None:
+        self.host, self.project, self.socket = host, project, socket
+
+    # ---- reading ----
+
+    def answers(self) -> bool:
+        return self.host.docker_api(self.socket, ["/version"])[0] is not None
+
+    def containers(self) -> list[dict[str, Any]]:
+        """All containers of this host as the engine describes them, also those that don't run."""
+        (listed,) = self.host.docker_api(self.socket, ["/containers/json?all=1"])
+        paths = [f"/containers/{container['Id']}/json" for container in listed or []]
+        return [answer for answer in self.host.docker_api(self.socket, paths) if answer]
+
+    def container(self, identity: str) -> dict[str, Any] | None:
+        return self.host.docker_api(self.socket, [f"/containers/{identity}/json"])[0]
+
+    def container_of(self, service: str) -> dict[str, Any] | None:
+        filters = quote(
+            json.dumps({"label": [f"{PROJECT_LABEL}={self.project}", f"com.docker.compose.service={service}"]})
+        )
+        (listed,) = self.host.docker_api(self.socket, [f"/containers/json?all=1&filters={filters}"])
+        return self.container(listed[0]["Id"]) if listed else None
+
+    def images(self, references: Iterable[str]) -> dict[str, str | None]:
+        """Image id on this host by reference; None where it is missing."""
+        wanted = list(dict.fromkeys(references))
+        answers = self.host.docker_api(self.socket, [f"/images/{quote(reference)}/json" for reference in wanted])
+        return {reference: answer["Id"] if answer else None for reference, answer in zip(wanted, answers)}
+
+    def log(self, identity: str, since: str = "", tail: int | None = None) -> list[tuple[str, str]]:
+        """(time, line) of a container's log in order of time; `since` is left out itself. Times are RFC 3339."""
+        options = ["--timestamps", *(["--since", since] if since else []), *(["--tail", str(tail)] if tail else [])]
+        answer = self.host.run(["docker", "logs", *options, identity])
+        matches = (_TIMED.match(line) for line in [*answer.stdout.splitlines(), *answer.stderr.splitlines()])
+        timed = sorted((match[1], match[2]) for match in matches if match)
+        return [(moment, line) for moment, line in timed if moment > since]
+
+    def gpu_table(self) -> list[str]:
+        """Memory of each GPU, and of each process on it, as nvidia-smi tells; its error where it cannot."""
+        gpus = self.host.run(
+            ["nvidia-smi", "--query-gpu=index,name,memory.used,memory.free,memory.total", "--format=csv"]
+        )
+        processes = self.host.run(
+            ["nvidia-smi", "--query-compute-apps=gpu_uuid,pid,process_name,used_memory", "--format=csv"]
+        )
+        return (gpus.stdout or gpus.stderr).strip().splitlines() + processes.stdout.strip().splitlines()
+
+    # ---- changing ----
+
+    def compose(self, files: Sequence[str]) -> Any:
+        from python_on_whales import DockerClient
+
+        return DockerClient(compose_files=list(files), compose_project_name=self.project)
+
+    def start(self, files: Sequence[str], service: str) -> None:
+        """Create the service's container if there is none, and start it; nothing else."""
+        self._do(
+            lambda: self.compose(files).compose.up(
+                [service], detach=True, dependencies=False, recreate=False, quiet=True, pull="never"
+            )
+        )
+
+    def remove(self, identities: Sequence[str]) -> None:
+        """Stop these containers, all at once, and remove them with their anonymous volumes."""
+        if identities:
+            client = self.compose([])
+            self._do(lambda: client.container.stop(list(identities), time=STOP_SECONDS))
+            self._do(lambda: client.container.remove(list(identities), force=True, volumes=True))
+
+    def stop(self, identities: Sequence[str]) -> None:
+        if identities:
+            self._do(lambda: self.compose([]).container.stop(list(identities), time=STOP_SECONDS))
+
+    def down(self, volumes: bool) -> None:
+        """Remove the project's network, and its volumes where asked."""
+        self._do(lambda: self.compose([]).compose.down(volumes=volumes, quiet=True))
+
+    def pull(self, reference: str) -> None:
+        self._do(lambda: self.compose([]).image.pull(reference, quiet=True))
+
+    @staticmethod
+    def _do(action: Any) -> None:
+        from python_on_whales.exceptions import DockerException
+
+        try:
+            action()
+        except DockerException as problem:
+            words = (problem.stderr or problem.stdout or str(problem)).strip().splitlines()
+            raise DockerProblem("\n".join(words[-5:])) from problem
+
+
+def published(service: Mapping[str, Any]) -> str:
+    """Address of a planned service on this host."""
+    address = service["bind_address"]
+    return f"http://{'127.0.0.1' if address in ('0.0.0.0', '::') else address}:{service['port']}"

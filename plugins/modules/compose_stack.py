@@ -1,0 +1,383 @@
+#!/usr/bin/python
+"""Run a planned stack of engine services on a GPU host, and go back to the one before where that fails."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: compose_stack
+short_description: Run a planned stack of services with Docker Compose, one start at a time, with a way back
+version_added: 0.2.0
+description:
+  - Compares what runs with what was planned, by a label on each container that holds the digest of what it was made
+    from. What is as planned stays untouched.
+  - First everything stops that has to go, then one service after another starts, in the plan's order, because an engine
+    sizes itself by the GPU memory that is free when it starts. Each has to be healthy and to answer a request for one
+    token before the next one starts.
+  - A service that exits, or says in its log something after which it cannot go on, ends the wait within seconds. The
+    message holds the cause and the remedy from O(signatures), its last lines and the memory of the GPUs. Then the
+    release that served before comes back, and the module fails with RV(rolled_back=true).
+  - Each deployment is a directory below C(releases), and C(current) leads to the one that serves. Five are kept. The
+    directory's C(deploy.log) can be followed while a deployment runs.
+  - Two deployments never run at the same time. One that was interrupted is finished by the next one.
+  - Changes need python-on-whales, see O(venv). Check mode needs neither that nor Docker.
+options:
+  state:
+    description:
+      - V(present) runs O(plan). V(previous) goes back to the release that served before, or to O(release).
+      - V(absent) removes the containers, the project's network and all releases.
+    type: str
+    choices: [present, previous, absent]
+    default: present
+  project:
+    description: Name of the Compose project.
+    type: str
+    required: true
+  directory:
+    description: Directory on the host for releases, the link C(current), and the lock.
+    type: path
+    default: /opt/blackwell-serving/stack
+  plan:
+    description: The plan, as in C(plan.json). Required for V(present).
+    type: dict
+  compose:
+    description: The text of C(compose.yaml). Required for V(present).
+    type: str
+  definition:
+    description: The same Compose file as a dictionary. Required for V(present).
+    type: dict
+  signatures:
+    description: The entries of C(catalog/failures.yml), with which a failure is explained.
+    type: list
+    elements: dict
+    default: []
+  release:
+    description: Name of the release to go back to, with V(previous).
+    type: str
+    default: ""
+  volumes:
+    description: With V(absent), whether to remove the project's volumes too, which hold models and compiled kernels.
+    type: bool
+    default: false
+  lock_timeout:
+    description: Seconds to wait for another deployment, or for the stack's start at boot, to end.
+    type: int
+    default: 900
+  venv:
+    description: Virtual environment on the host with python-on-whales.
+    type: path
+    default: /opt/blackwell-serving/venv
+  docker_socket:
+    description: Socket of the Docker engine.
+    type: path
+    default: /var/run/docker.sock
+attributes:
+  check_mode:
+    support: full
+    description: Says what would be done. Where there is no Docker yet, that is to create every service.
+  diff_mode:
+    support: full
+    description: The services that change, and the steps. Values of variables that look like secrets are hidden.
+author:
+  - The blackwell.serving maintainers
+"""
+
+EXAMPLES = r"""
+- name: Run what was planned
+  blackwell.serving.compose_stack:
+    project: serving
+    plan: "{{ lookup('ansible.builtin.file', 'build/box1/plan.json') | from_json }}"
+    compose: "{{ lookup('ansible.builtin.file', 'build/box1/compose.yaml') }}"
+    definition: "{{ lookup('ansible.builtin.file', 'build/box1/compose.yaml') | from_yaml }}"
+    signatures: "{{ (lookup('ansible.builtin.file', 'catalog/failures.yml') | from_yaml).failures }}"
+
+- name: Go back to what served before
+  blackwell.serving.compose_stack:
+    project: serving
+    state: previous
+"""
+
+RETURN = r"""
+steps:
+  description: What was done, in this order, or would be done in check mode.
+  returned: always
+  type: list
+  elements: dict
+  sample:
+    - {service: qwen, action: recreate, reason: "changed: --context-length 32768 -> 16384", seconds: 54.2}
+release:
+  description: Name of the release that serves.
+  returned: when there is one
+  type: str
+  sample: 20261124T210500Z
+failure:
+  description:
+    - Why a service did not come up. C(findings) are the causes, most likely first, each with C(id), C(cause),
+      C(remedy) and C(line); C(log) its last lines; C(gpu) what C(nvidia-smi) said of memory at that moment.
+    - C(seconds_from_fatal_line) is the time from the line that decided it to the decision.
+  returned: when one did not
+  type: dict
+rolled_back:
+  description: Whether the release that served before serves again.
+  returned: when a service did not come up
+  type: bool
+"""
+
+import functools
+import json
+import os
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.common.respawn import has_respawned, respawn_module
+from ansible_collections.blackwell.serving.plugins.module_utils.diagnosis import signatures
+from ansible_collections.blackwell.serving.plugins.module_utils.host_facts.host import Host
+from ansible_collections.blackwell.serving.plugins.module_utils.stack_docker import DockerProblem, StackDocker
+from ansible_collections.blackwell.serving.plugins.module_utils.stack_releases import (
+    FAILED,
+    Locked,
+    Release,
+    Releases,
+    utc_now,
+)
+from ansible_collections.blackwell.serving.plugins.module_utils.stack_start import (
+    ServiceFailed,
+    Starter,
+    failure_text,
+)
+from ansible_collections.blackwell.serving.plugins.module_utils.stack_steps import (
+    Step,
+    containers_of,
+    diff_of,
+    labels_file,
+    name_conflicts,
+    steps_to,
+)
+
+
+class Stack:
+    """The stack of this host."""
+
+    def __init__(self, module: AnsibleModule) -> None:
+        self.module = module
+        parameters = module.params
+        self.project = parameters["project"]
+        self.releases = Releases(parameters["directory"])
+        self.docker = StackDocker(Host(), self.project, parameters["docker_socket"])
+        self.signatures = signatures(parameters["signatures"])
+
+    # ---- what is to be done ----
+
+    def steps(self, release: Release) -> list[Step]:
+        """From what runs to this release."""
+        services = sorted(release.plan["services"], key=lambda service: service["start_order"])
+        inspected = self.docker.containers() if self.docker.answers() else []
+        current = self.releases.current()
+        return steps_to(
+            release.definition,
+            [service["name"] for service in services],
+            {service["name"]: service.get("restarts", []) for service in services},
+            containers_of(self.project, inspected),
+            self.docker.images(service["image"] for service in release.definition["services"].values()),
+            current.definition if current else None,
+        )
+
+    def wanted(self) -> Release:
+        """The release that the parameters describe; it is not written yet."""
+        parameters = self.module.params
+        plan, definition = parameters["plan"], parameters["definition"]
+        if plan.get("verdict") != "fits":
+            self.module.fail_json(msg=f"The plan cannot be deployed: its verdict is {plan.get('verdict')}.")
+        planned = sorted(service["name"] for service in plan["services"])
+        composed = sorted(definition.get("services") or {})
+        if planned != composed:
+            self.module.fail_json(
+                msg=f"plan and compose do not belong together: the plan has {', '.join(planned)}, the Compose file has "
+                f"{', '.join(composed)}. Nothing was changed."
+            )
+        return Release("", "", definition, plan)
+
+    def files(self, release: Release) -> dict[str, str]:
+        return {
+            "compose.yaml": self.module.params["compose"],
+            "compose.override.yaml": labels_file(release.definition),
+            "plan.json": json.dumps(release.plan, indent=2, ensure_ascii=False) + "\n",
+        }
+
+    def is_current(self, release: Release) -> bool:
+        """Whether the deployed release has the same plan and the same file."""
+        current = self.releases.current()
+        if current is None or current.plan != release.plan:
+            return False
+        with open(current.compose_files[0], encoding="utf-8") as stream:
+            return stream.read() == self.module.params["compose"]
+
+    def refuse_conflicts(self, release: Release) -> None:
+        conflicts = name_conflicts(release.definition, self.project, self.docker.containers())
+        if conflicts:
+            self.module.fail_json(
+                msg=f"{'; '.join(conflicts)}. Remove that container, or set container_name of the service. Nothing was "
+                "changed."
+            )
+
+    # ---- doing it ----
+
+    def pull_missing(self, release: Release) -> None:
+        references = [service["image"] for service in release.definition["services"].values()]
+        for reference, identity in self.docker.images(references).items():
+            if identity is None:
+                self.docker.pull(reference)
+
+    def bring(self, release: Release, steps: list[Step]) -> list[dict]:
+        log = functools.partial(note, os.path.join(release.path, "deploy.log"))
+        return Starter(self.docker, self.signatures, log).apply(release, steps)
+
+    def deploy(self, release: Release, new: bool) -> dict:
+        """Make the release serve, or bring back the one that does. Ends the module where it did not come up."""
+        before = self.releases.current()
+        steps = self.steps(release)
+        try:
+            self.pull_missing(release)
+        except DockerProblem as problem:
+            self.module.fail_json(msg=f"An image cannot be pulled, nothing was stopped: {problem}", steps=[])
+        if new:
+            release = self.releases.add(self.files(release), release.definition)
+        try:
+            done = self.bring(release, steps)
+            left = [step for step in self.steps(release) if step.action != "wait"]
+            if left:
+                raise DockerProblem(f"{left[0].service} is not as planned after its start: {left[0].reason}")
+        except (ServiceFailed, DockerProblem) as problem:
+            if new:
+                self.releases.mark(release.path, FAILED, release.definition)
+            self.come_back(before if before and before.name != release.name else None, problem)
+        self.releases.make_current(release)
+        self.releases.prune()
+        return {"steps": done, "release": release.name}
+
+    def come_back(self, before: Release | None, problem: Exception) -> None:
+        """Serve what served before, and fail."""
+        report = getattr(problem, "report", None)
+        message = failure_text(report) if report else str(problem)
+        result = {"changed": True, "failure": report or {}, "rolled_back": False}
+        if before is None:
+            message += "\n\nThere is no other release to go back to. The services that are up stay up."
+        else:
+            try:
+                self.bring(before, self.steps(before))
+                result.update(rolled_back=True, release=before.name)
+                message += f"\n\nThe release that served before, {before.name}, serves again."
+            except (ServiceFailed, DockerProblem) as second:
+                reason = failure_text(second.report) if isinstance(second, ServiceFailed) else str(second)
+                message += f"\n\nThe release that served before, {before.name}, did not come back either:\n{reason}"
+        self.module.fail_json(msg=message, **result)
+
+    def remove(self) -> dict:
+        identities = [container.id for container in containers_of(self.project, self.docker.containers())]
+        if identities or self.releases.current() or self.module.params["volumes"]:
+            self.docker.remove(identities)
+            self.docker.down(self.module.params["volumes"])
+            self.releases.forget_all()
+        return {"steps": []}
+
+
+def note(path: str, text: str) -> None:
+    with open(path, "a", encoding="utf-8") as log:
+        log.write(f"{utc_now()} {text}\n")
+
+
+def need_python_on_whales(module: AnsibleModule) -> None:
+    """Go on under the Python that has it."""
+    try:
+        import python_on_whales  # noqa: F401
+    except ImportError:
+        interpreter = os.path.join(module.params["venv"], "bin/python")
+        if not has_respawned() and os.path.exists(interpreter):
+            respawn_module(interpreter)  # does not return
+        module.fail_json(
+            msg=f"{module.params['venv']} has no python-on-whales, which changes to the stack need: run "
+            "playbooks/provision.yml. Nothing was changed."
+        )
+
+
+def run_present(module: AnsibleModule, stack: Stack) -> dict:
+    release = stack.wanted()
+    if not stack.docker.answers() and not module.check_mode:
+        module.fail_json(msg="No Docker engine answers: run playbooks/provision.yml. Nothing was changed.")
+    stack.refuse_conflicts(release)
+    current = stack.releases.current()
+    steps = stack.steps(release)
+    changed = any(step.changes for step in steps) or not stack.is_current(release)
+    diff = diff_of(current.definition if current else None, release.definition, steps)
+    result = {"changed": changed, "diff": diff, "steps": [step._asdict() for step in steps]}
+    if current:
+        result["release"] = current.name
+    if module.check_mode or not (changed or steps):
+        return result
+    need_python_on_whales(module)
+    with stack.releases.locked(module.params["lock_timeout"]):
+        if stack.is_current(release):
+            return result | stack.deploy(stack.releases.current(), new=False)
+        return result | stack.deploy(release, new=True)
+
+
+def run_previous(module: AnsibleModule, stack: Stack) -> dict:
+    name = module.params["release"]
+    release = stack.releases.read(name) if name else stack.releases.previous()
+    if release is None:
+        known = ", ".join(stack.releases.names()) or "none"
+        wanted = f"no release {name}" if name else "no release that served before the current one"
+        module.fail_json(msg=f"There is {wanted} on this host; there are: {known}. Nothing was changed.")
+    current = stack.releases.current()
+    steps = stack.steps(release)
+    changed = any(step.changes for step in steps) or current is None or current.name != release.name
+    diff = diff_of(current.definition if current else None, release.definition, steps)
+    result = {"changed": changed, "diff": diff, "steps": [step._asdict() for step in steps], "release": release.name}
+    if module.check_mode or not (changed or steps):
+        return result
+    need_python_on_whales(module)
+    with stack.releases.locked(module.params["lock_timeout"]):
+        return result | stack.deploy(release, new=False)
+
+
+def run_absent(module: AnsibleModule, stack: Stack) -> dict:
+    present = bool(containers_of(stack.project, stack.docker.containers())) or stack.releases.current() is not None
+    if module.check_mode or not present:
+        return {"changed": present, "steps": []}
+    need_python_on_whales(module)
+    with stack.releases.locked(module.params["lock_timeout"]):
+        return {"changed": True} | stack.remove()
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "state": {"type": "str", "choices": ["present", "previous", "absent"], "default": "present"},
+            "project": {"type": "str", "required": True},
+            "directory": {"type": "path", "default": "/opt/blackwell-serving/stack"},
+            "plan": {"type": "dict"},
+            "compose": {"type": "str"},
+            "definition": {"type": "dict"},
+            "signatures": {"type": "list", "elements": "dict", "default": []},
+            "release": {"type": "str", "default": ""},
+            "volumes": {"type": "bool", "default": False},
+            "lock_timeout": {"type": "int", "default": 900},
+            "venv": {"type": "path", "default": "/opt/blackwell-serving/venv"},
+            "docker_socket": {"type": "path", "default": "/var/run/docker.sock"},
+        },
+        required_if=[("state", "present", ["plan", "compose", "definition"])],
+        supports_check_mode=True,
+    )
+    stack = Stack(module)
+    run = {"present": run_present, "previous": run_previous, "absent": run_absent}[module.params["state"]]
+    try:
+        result = run(module, stack)
+    except Locked as holder:
+        module.fail_json(
+            msg=f"Another deployment still runs after {module.params['lock_timeout']} s: {holder}. Nothing was changed."
+        )
+    except DockerProblem as problem:
+        module.fail_json(msg=str(problem), changed=True)
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()
