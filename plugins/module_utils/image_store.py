@@ -333,7 +333,7 @@ def load(
     if done.status != 0:
         raise ImageError(f"{archive} cannot be loaded: {_sentence((done.stderr or done.stdout).strip())}")
     image = inspect(docker, reference)
-    if image is None or (image == before and wanted_id and image["Id"] != wanted_id):
+    if image is None or (wanted_id not in (None, image["Id"]) and reference not in done.stdout):
         held = " ".join(done.stdout.split()) or "nothing with a name"
         raise ImageError(f"{archive} does not hold {reference}. docker load says: {held}")
     if wanted_id and image["Id"] != wanted_id:
