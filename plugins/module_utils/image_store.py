@@ -51,6 +51,7 @@ FINAL_ERRORS = (
 )
 LAYER_LINE = re.compile(r"([0-9a-f]{12}): (.+)")
 DIGEST_LINE = re.compile(r"Digest: (sha256:[0-9a-f]{64})")
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 CREDENTIALS_IN_URL = re.compile(r"://[^/@\s\"]+@")
 
 
@@ -105,7 +106,7 @@ class Docker:
         try:
             assert process.stdout is not None
             for line in process.stdout:
-                lines.append(line.rstrip())
+                lines.append(COLOUR.sub("", line).rstrip())
                 on_line(lines[-1])
             status: int | None = process.wait()
         finally:
@@ -268,6 +269,7 @@ class Pull:
 
     def __init__(self, docker: Docker, name: str, sizes: Mapping[str, int], progress: Progress) -> None:
         self.docker, self.name, self.sizes, self.progress = docker, name, sizes, progress
+        self.short = name.partition("@")[0]
         self.states: dict[str, str] = {}
         self.digest: str | None = None
 
@@ -293,7 +295,9 @@ class Pull:
         if self.sizes:
             have = sum(self.sizes.get(layer, 0) for layer in here)
             size = f", {have / GIB:.2f} of {sum(self.sizes.values()) / GIB:.2f} GiB"
-        self.progress.say(f"{self.name}: {len(here)} of {len(self.states)} layers{size}, {self.progress.seconds:.0f} s")
+        self.progress.say(
+            f"{self.short}: {len(here)} of {len(self.states)} layers{size}, {self.progress.seconds:.0f} s"
+        )
 
     def run(self, options: Sequence[str], retries: int, delay: float, timeout: float) -> None:
         """ImageError where it cannot be had."""
@@ -301,11 +305,11 @@ class Pull:
             self.progress.say(f"{self.name}: pulling, attempt {attempt} of {retries + 1}")
             done = self.docker.follow(["pull", *options, self.name], self._see, timeout)
             if done.status == 0:
-                self.progress.say(f"{self.name}: there")
+                self.progress.say(f"{self.short}: there, {self.progress.seconds:.0f} s")
                 return
             said = done.stderr.strip() or f"docker pull ended with status {done.status}"
             advice = final_error(said)
-            self.progress.say(f"{self.name}: {said}")
+            self.progress.say(f"{self.short}: {said}")
             if advice:
                 raise ImageError(f"{self.name} cannot be pulled: {_sentence(said)} {advice}")
             if attempt <= retries:
@@ -360,7 +364,7 @@ def build(docker: Docker, reference: str, spec: Mapping[str, Any], progress: Pro
         for name, content in {**spec.get("files", {}), "Dockerfile": spec["dockerfile"]}.items():
             Path(context, os.path.basename(name)).write_text(content, "utf-8")
         has_buildx = docker(["buildx", "version"]).status == 0
-        command = ["buildx", "build", "--load", "--progress", "plain"] if has_buildx else ["build"]
+        command = ["buildx", "build", "--load", "--progress", "plain"] if has_buildx else ["build", "--force-rm"]
         environment = {} if has_buildx else {"DOCKER_BUILDKIT": "0"}
         progress.say(f"{reference}: building")
         done = docker.follow(

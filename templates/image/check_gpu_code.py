@@ -44,7 +44,8 @@ def main():
     def runs(codes, wanted):
         return gpu_code.any_runs_on(codes, gpu_code.capability(wanted))
 
-    found = cuda_fatbin.find_libraries(cuda_fatbin.python_roots(), libraries)
+    own = [path for path in sys.path[1:] if os.path.isdir(path)]
+    found = cuda_fatbin.find_libraries(list(dict.fromkeys(own + cuda_fatbin.python_roots())), libraries)
     lines = problems(libraries, found, sys.argv[1:], runs)
     print("\n".join(lines or [f"{entry['name']}: {' '.join(entry['codes']) or 'not there'}" for entry in found]))
     sys.exit(1 if lines else 0)
