@@ -457,20 +457,27 @@ def local_images(docker: Docker) -> list[dict[str, Any]]:
 
 def ids_in_containers(docker: Docker) -> set[str]:
     """The images of all containers, stopped ones too; ImageError where that cannot be told."""
-    listed = docker(["ps", "--all", "--quiet", "--no-trunc"])
-    if listed.status != 0:
-        raise ImageError(f"Docker does not list its containers: {listed.stderr.strip()}")
-    if not listed.stdout.split():
-        return set()
-    answer = docker(["inspect", "--type", "container", *listed.stdout.split()])
-    containers = json.loads(answer.stdout or "[]")
-    if len(containers) < len(listed.stdout.split()):
-        raise ImageError("a container went away while the images were counted")
+    listed = _container_ids(docker)
+    answer = docker(["inspect", "--type", "container", *sorted(listed)]) if listed else Output(0, "[]")
+    try:
+        containers = json.loads(answer.stdout)
+    except ValueError:
+        containers = []
+    unknown = listed - {container["Id"] for container in containers}
+    if unknown & _container_ids(docker):  # others went away meanwhile
+        raise ImageError(f"Docker does not tell which images its containers have: {answer.stderr.strip()}")
     used = {container["Image"] for container in containers}
     for name in {(container.get("Config") or {}).get("Image") for container in containers} - {None, ""}:
         image = inspect(docker, name)
         used |= {image["Id"]} if image else set()
     return used
+
+
+def _container_ids(docker: Docker) -> set[str]:
+    listed = docker(["ps", "--all", "--quiet", "--no-trunc"])
+    if listed.status != 0:
+        raise ImageError(f"Docker does not list its containers: {listed.stderr.strip()}")
+    return set(listed.stdout.split())
 
 
 def released_references(releases: str) -> list[str]:
