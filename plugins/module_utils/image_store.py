@@ -228,12 +228,10 @@ def _manifest(docker: Docker, name: str) -> dict[str, Any]:
     return manifest if isinstance(manifest, dict) else {}
 
 
-def storage_roots(info: Mapping[str, Any]) -> list[str]:
-    """The directories in which the engine keeps images."""
-    roots = [info.get("DockerRootDir") or "/var/lib/docker"]
-    if any("io.containerd.snapshotter" in value for pair in info.get("DriverStatus") or [] for value in pair[1:]):
-        roots.append("/var/lib/containerd")
-    return roots
+def storage_root(info: Mapping[str, Any], containerd: str = "/var/lib/containerd") -> str:
+    """The directory in which the engine keeps images: its own, or containerd's (docs.docker.com/engine/storage/containerd)."""
+    snapshotter = any("io.containerd.snapshotter" in value for pair in info.get("DriverStatus") or [] for value in pair)
+    return containerd if snapshotter and os.path.isdir(containerd) else info.get("DockerRootDir") or "/var/lib/docker"
 
 
 def free_bytes(path: str) -> int:
@@ -243,10 +241,10 @@ def free_bytes(path: str) -> int:
     return status.f_bavail * status.f_frsize
 
 
-def refuse_small_disk(roots: Iterable[str], needed: Mapping[str, tuple[int, str]], keep_free: int) -> None:
+def refuse_small_disk(root: str, needed: Mapping[str, tuple[int, str]], keep_free: int) -> None:
     """`needed`: bytes on disk and how they are known, by image. Raises ImageError where they do not fit."""
     total = sum(size for size, _ in needed.values())
-    root, free = min(((root, free_bytes(root)) for root in roots), key=lambda pair: pair[1])
+    free = free_bytes(root)
     if total and free < total + keep_free:
         each = "; ".join(f"{name} {size / GIB:.1f} GiB ({how})" for name, (size, how) in needed.items())
         raise ImageError(

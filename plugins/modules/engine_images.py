@@ -372,7 +372,7 @@ class EngineImages:
         if self.options["check_disk"]:
             try:
                 image_store.refuse_small_disk(
-                    image_store.storage_roots(info), needed, self.options["keep_free_gib"] * GIB
+                    image_store.storage_root(info), needed, self.options["keep_free_gib"] * GIB
                 )
             except ImageError as error:
                 if not self.module.check_mode:

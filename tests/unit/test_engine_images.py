@@ -227,6 +227,14 @@ def test_space_that_is_to_stay_free_counts(host: Host):
     assert "Outside check mode this fails" in json.dumps(warned["warnings"])
 
 
+def test_the_disk_that_counts_is_the_one_with_the_images(tmp_path: Path):
+    root = engine_images.image_store.storage_root
+    snapshotter = {"DockerRootDir": "/data", "DriverStatus": [["driver-type", "io.containerd.snapshotter.v1"]]}
+    assert root({"DockerRootDir": "/data", "DriverStatus": [["Backing Filesystem", "extfs"]]}, str(tmp_path)) == "/data"
+    assert root(snapshotter, str(tmp_path)) == str(tmp_path)
+    assert root(snapshotter, str(tmp_path / "none")) == "/data"
+
+
 def archive(host: Host, *entries: tuple[str, str]) -> str:
     path = host.home / "archive.tar"
     path.write_text(json.dumps([{"name": name, "id": identity} for name, identity in entries]))
@@ -493,7 +501,7 @@ def test_a_real_engine_loads_builds_and_removes(tmp_path: Path, real_docker, cap
         store = engine_images.image_store
         ours = [image for image in store.local_images(real_docker) if f"{name}:built" in image["RepoTags"]]
         assert store.ids_in_containers(real_docker).isdisjoint(image["Id"] for image in ours)
-        now = datetime.datetime.now(datetime.timezone.utc)
+        now = datetime.datetime.now(datetime.UTC)
         (gone,) = store.prunable(ours, [], [name], 0, 0, now)
         assert 0 <= gone["age_days"] < 1
         assert store.remove(real_docker, gone) is None
