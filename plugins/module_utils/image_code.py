@@ -159,7 +159,7 @@ def _remembered(cache: str | None) -> dict[str, Any]:
             known = json.load(file)
     except (OSError, ValueError):
         return {}
-    return known if isinstance(known, dict) else {}
+    return {key: value for key, value in known.items() if isinstance(value, dict)} if isinstance(known, dict) else {}
 
 
 def _remember(cache: str | None, known: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ def judge_image(image: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
         *_not_as_locked(image, wanted),
         *_other_architecture(image, wanted),
         *_without_code(image, wanted),
+        *_to_be_compiled(image, wanted),
         *_out_of_reach(image, wanted),
     ]
 
@@ -59,53 +60,62 @@ def _other_architecture(image: dict[str, Any], wanted: dict[str, Any]) -> list[s
     return [f"{_name(image, wanted)} is built for {image['architecture']} processors, and this host has {host}"]
 
 
-def judged_on(library: dict[str, Any], target: str) -> bool:
-    """Whether a library of the start path is used on that capability."""
-    return target in library.get("only_on", [target])
+def judged_on(library: dict[str, Any], target: str, architecture: str) -> bool:
+    """Whether a library of the start path is used on that capability by images for that processor architecture."""
+    return target in library.get("only_on", [target]) and architecture in library.get("only_for", [architecture])
+
+
+def _used(image: dict[str, Any], wanted: dict[str, Any], target: str) -> list[tuple[dict[str, Any], list[Any]]]:
+    """The libraries that a start on that capability uses, each with those of its files that the image has."""
+    return [
+        (library, [each for each in image["libraries"] if each["name"] == library["name"] and each["path"]])
+        for library in wanted["start_path"]
+        if judged_on(library, target, image["architecture"])
+    ]
 
 
 def _without_code(image: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     problems = []
     for target in wanted["capabilities"]:
-        lacking = False
-        for library in wanted["start_path"]:
-            if not judged_on(library, target):
-                continue
-            found = [each for each in image["libraries"] if each["name"] == library["name"]]
-            present = [each for each in found if each["path"]]
+        told = []
+        for library, present in _used(image, wanted, target):
             if not present:
-                problems.append(
+                told.append(
                     f"{_name(image, wanted)} has no {library['name']}, which {wanted['engine']} needs on compute "
                     f"capability {target}; none of {', '.join(library['files'])} is in its Python packages"
                 )
-                lacking = True
-            for each in present:
-                problem = _cannot_run(each["codes"], target, image, wanted)
-                if problem:
-                    problems.append(f"{_name(image, wanted)}: {library['name']} ({each['path']}) {problem}")
-                    lacking = True
-        if lacking:
-            problems[-1] += f"; {_fitting(target, wanted)}"
-    return list(dict.fromkeys(problems))
+            told += [
+                f"{_name(image, wanted)}: {each['name']} ({each['path']}) has no code for {_sm(target)}; it was built "
+                f"for {', '.join(each['codes']) or 'no GPU at all'}, so its kernels would fail with 'no kernel image "
+                "is available for execution on the device'"
+                for each in present
+                if not any_runs_on(each["codes"], capability(target))
+            ]
+        if told:
+            told[-1] += f"; catalogued images that run there: {_fitting(target, wanted)}"
+        problems += told
+    return problems
 
 
-def _cannot_run(codes: list[str], target: str, image: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """Why a library with these codes does not run on that capability; empty where it does."""
-    machine_code = [code for code in codes if code.startswith("sm_")]
-    if any_runs_on(machine_code, capability(target)):
-        return ""
-    if not any_runs_on(codes, capability(target)):
-        return (
-            f"has no code for sm_{target.replace('.', '')}; it was built for {', '.join(codes) or 'no GPU at all'}, so "
-            "its kernels would fail with 'no kernel image is available for execution on the device'"
-        )
+def _to_be_compiled(image: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """Minor version compatibility is for machine code: a driver that is older than the CUDA compiles no PTX of it."""
     needed, driver = _min_driver(image["cuda"], wanted["drivers"]), wanted.get("driver")
-    if needed and driver and version_tuple(driver) < version_tuple(needed):
-        return (
-            f"has no machine code for sm_{target.replace('.', '')} but only PTX ({', '.join(codes)}), which driver "
-            f"{driver} cannot compile: PTX of CUDA {image['cuda']} needs driver {needed} or later"
-        )
-    return ""
+    if not needed or not driver or version_tuple(driver) >= version_tuple(needed) or _out_of_reach(image, wanted):
+        return []
+    return [
+        f"{_name(image, wanted)}: {each['name']} ({each['path']}) has no machine code for {_sm(target)}, only PTX "
+        f"({', '.join(each['codes'])}), and PTX of CUDA {image['cuda']} needs driver {needed} or later; {driver} is "
+        "loaded, so its kernels would fail with 'the provided PTX was compiled with an unsupported toolchain'"
+        for target in wanted["capabilities"]
+        for _, present in _used(image, wanted, target)
+        for each in present
+        if any_runs_on(each["codes"], capability(target))
+        and not any_runs_on([code for code in each["codes"] if code.startswith("sm_")], capability(target))
+    ]
+
+
+def _sm(target: str) -> str:
+    return f"sm_{target.replace('.', '')}"
 
 
 def _out_of_reach(image: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
@@ -152,7 +162,7 @@ def _codes(entry: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
 
 def _fitting(target: str, wanted: dict[str, Any]) -> str:
     fitting = [key for key, entry in _usable(wanted).items() if any_runs_on(_codes(entry, wanted), capability(target))]
-    return f"catalogued images that run there: {', '.join(fitting) or 'none'}"
+    return ", ".join(fitting) or "none"
 
 
 def _older_cuda(driver: str, wanted: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from ansible_collections.blackwell.serving.plugins.plugin_utils.host_catalog imp
 
 # Copied into the image as they are.
 MODULE_FILES = ("cuda_fatbin.py", "gpu_code.py")
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 SCRIPTS = ("engine_requirements.py", "check_gpu_code.py")
 
 
@@ -44,7 +45,9 @@ def build_of(reference: str, wish: Mapping[str, Any], capabilities: Sequence[str
     files["replacements.json"] = json.dumps(
         {"replace": recipe["replace"], "unwanted": recipe["unwanted"]}, indent=2, sort_keys=True
     )
-    files["libraries.json"] = json.dumps(_libraries(recipe["engine"]), indent=2, sort_keys=True)
+    files["libraries.json"] = json.dumps(
+        _libraries(recipe["engine"], ARCHITECTURES.get(machine, machine)), indent=2, sort_keys=True
+    )
     return {
         "dockerfile": dockerfile,
         "files": files,
@@ -53,11 +56,12 @@ def build_of(reference: str, wish: Mapping[str, Any], capabilities: Sequence[str
     }
 
 
-def _libraries(engine: str) -> list[dict[str, Any]]:
+def _libraries(engine: str, architecture: str) -> list[dict[str, Any]]:
     """The libraries of the engine's start path, without what only people read."""
     return [
         {key: library[key] for key in ("name", "files", "only_on") if key in library}
         for library in read_catalog("start_path")["start_path"][engine]
+        if architecture in library.get("only_for", [architecture])
     ]
 
 

@@ -1,6 +1,7 @@
 """Hosts that say what was recorded, or what a test makes up."""
 
 import fnmatch
+import importlib.util
 import posixpath
 from collections.abc import Callable
 from pathlib import Path
@@ -125,3 +126,13 @@ def h200_host(recording) -> FakeHost:
         kernel_release=host["kernel_release"],
         machine=host["machine"],
     )
+
+
+@pytest.fixture(scope="session")
+def write_gpu_code():
+    """The module molecule/lab/write_gpu_code.py, which makes up libraries with GPU code."""
+    path = Path(__file__).resolve().parents[2] / "molecule/lab/write_gpu_code.py"
+    spec = importlib.util.spec_from_file_location("write_gpu_code", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -102,6 +102,15 @@ def test_a_base_of_another_name_and_mirrors_reach_the_dockerfile():
     assert "check_gpu_code.py 12.0 9.0" in text
 
 
+def test_libraries_that_an_architecture_lacks_are_not_asked_for():
+    names = {
+        machine: {library["name"] for library in json.loads(build["files"]["libraries.json"])}
+        for machine in ("x86_64", "aarch64")
+        for build in [build_of(NAME, {"recipe": "sglang-cu130"}, ["9.0"], machine)]
+    }
+    assert names["x86_64"] - names["aarch64"] == {"FlashAttention 3"}
+
+
 def test_equal_inputs_have_one_digest_and_each_change_another():
     one = build_of(NAME, {"recipe": "sglang-cu129"}, ["12.0"], "x86_64")
     assert build_of(NAME, {"recipe": "sglang-cu129"}, ["12.0", "12.0"], "x86_64")["inputs"] == one["inputs"]
