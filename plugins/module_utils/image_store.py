@@ -229,7 +229,7 @@ def _manifest(docker: Docker, name: str) -> dict[str, Any]:
 
 
 def storage_root(info: Mapping[str, Any], containerd: str = "/var/lib/containerd") -> str:
-    """Where the engine keeps images: in its own directory, or in containerd's (docs.docker.com/engine/storage/containerd)."""
+    """Where the engine keeps images: its own directory or containerd's (docs.docker.com/engine/storage/containerd)."""
     snapshotter = any("io.containerd.snapshotter" in value for pair in info.get("DriverStatus") or [] for value in pair)
     return containerd if snapshotter and os.path.isdir(containerd) else info.get("DockerRootDir") or "/var/lib/docker"
 

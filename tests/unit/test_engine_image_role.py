@@ -126,6 +126,24 @@ def test_a_tag_is_pulled_once_locked_once_and_the_same_for_all(fleet: Fleet):
     assert fleet.pulled("two")[-1] == f"{NAME}@{OTHER_DIGEST}"
 
 
+def test_a_lock_file_elsewhere_counts_though_ansible_does_not_read_it(fleet: Fleet):
+    elsewhere = {"engine_image_lock_file": str(fleet.home / "locks/mine.yml")}
+    assert fleet.run(**elsewhere).returncode == 0
+    fleet.publish(OTHER_DIGEST, OTHER_ID)
+    for host in ("one", "two"):
+        fleet.write(host, local=[])
+    done = fleet.run(**elsewhere)
+    assert "manifest unknown" in done.stdout
+    assert fleet.pulled("one")[1:] == fleet.pulled("two")[1:] == [f"{NAME}@{DIGEST}"]
+
+
+def test_the_playbook_leaves_this_machine_alone(tmp_path: Path, ansible_playbook):
+    done = ansible_playbook("playbooks/image.yml", "-e", f"output_dir={tmp_path}")
+    assert done.returncode != 0
+    assert "gpu_host_local_allowed" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
 def test_check_mode_foretells_and_writes_nothing(fleet: Fleet):
     done = fleet.run("--check", "--diff")
     assert done.returncode == 0, done.stdout + done.stderr
