@@ -70,10 +70,11 @@ def write_files(directory: Path, files: Mapping[str, str], before: Mapping[str, 
             (directory / name).unlink(missing_ok=True)
     for name, content in files.items():
         if before.get(name) != content:
-            _replace(directory / name, content)
+            replace_file(directory / name, content)
 
 
-def _replace(path: Path, content: str) -> None:
+def replace_file(path: Path, content: str) -> None:
+    """Write the file in one step."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
