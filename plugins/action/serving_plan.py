@@ -23,8 +23,9 @@ ARGUMENTS = {
     "gpu_request": {"type": "str", "choices": ["cdi", "deploy"], "default": "cdi"},
     "output_dir": {"type": "path", "required": True},
     "project_name": {"type": "str", "default": "serving"},
+    "image_locks": {"type": "dict", "default": {}},
 }
-DECLARED = ("mode", "gpus", "services", "bind_address", "gpu_request", "project_name")
+DECLARED = ("mode", "gpus", "services", "bind_address", "gpu_request", "project_name", "image_locks")
 
 
 class ActionModule(ActionBase):

@@ -39,6 +39,13 @@ def checked_locks(locks: Any) -> dict[str, dict[str, str]]:
     return checked
 
 
+def with_digest(reference: str, locks: Mapping[str, Mapping[str, str]]) -> str:
+    """The reference with the digest that is locked for it, if one is."""
+    name = parse(reference)
+    digest = locks.get(lock_key(name), {}).get("digest")
+    return reference if name.digest or not digest else f"{reference}@{digest}"
+
+
 def wanted_images(
     services: Sequence[Mapping[str, Any]],
     locks: Mapping[str, Mapping[str, str]],

@@ -10,6 +10,7 @@ from typing import Any
 
 from .catalog_view import Catalog
 from .declaration import Gpu, Service, parse_gpus, parse_services
+from .image_decisions import ImageRefused, checked_locks, with_digest
 from .placement import Laws, Placed, hand_out, pinned_tokens, place, shortfall
 from .plan_error import PlanError, PlanErrors
 from .remedies import remedies_for
@@ -27,7 +28,7 @@ def plan_host(
     generated_by: str = "blackwell.serving",
 ) -> dict[str, Any]:
     """The plan (``plan.json``) for a declaration with the keys ``mode``, ``gpus``, ``services``, ``bind_address``,
-    ``gpu_request``, ``project_name``. Never raises for a bad declaration: the verdict and the errors say what is wrong.
+    ``gpu_request``, ``project_name``, ``image_locks``. Never raises for a bad declaration: the verdict and the errors say what is wrong.
     """
     plan: dict[str, Any] = {
         "schema": SCHEMA,
@@ -42,6 +43,7 @@ def plan_host(
         "warnings": [],
     }
     try:
+        locks = _image_locks(declaration)
         gpus = parse_gpus(declaration.get("gpus"), catalog, _first_engine(declaration.get("services"), catalog))
         services = parse_services(declaration.get("services"), catalog, gpus)
         laws = Laws(catalog)
@@ -60,8 +62,15 @@ def plan_host(
         if catalog.gpu(gpu.key).get("integrated")
     ]
     plan["gpus"] = [_gpu_entry(gpu, placed) for gpu in gpus]
-    plan["services"] = _service_entries(placed, declaration, plan["warnings"])
+    plan["services"] = _service_entries(placed, declaration, locks, plan["warnings"])
     return plan
+
+
+def _image_locks(declaration: Mapping[str, Any]) -> Mapping[str, Any]:
+    try:
+        return checked_locks(declaration.get("image_locks") or {})
+    except ImageRefused as problem:
+        raise PlanError(str(problem)) from problem
 
 
 def _first_engine(services: Any, catalog: Catalog) -> str:
@@ -204,13 +213,28 @@ def _pinned_warnings(entry: Placed, placed: Sequence[Placed]) -> list[str]:
         return warnings
     alone = law.granted(free_before_restart(entry, placed), fraction, service.pinned.get("max_total_tokens"))
     if alone < entry.tokens:
-        later = [other.service.name for other in placed[placed.index(entry) + 1 :] if set(other.gpus) & set(entry.gpus)]
+        later = _later(entry, placed)
         outcome = f"only {alone:,} tokens" if alone > 0 else "nothing, and it would not start"
         warnings.append(
             f"{service.name}: restarted alone, with the others up, this fraction grants {outcome}; "
             f"restart {', '.join([*later, 'it'])} in start order instead"
         )
     return warnings
+
+
+def _later(entry: Placed, placed: Sequence[Placed]) -> list[str]:
+    """Services of its GPUs that start after it."""
+    return [other.service.name for other in placed[placed.index(entry) + 1 :] if set(other.gpus) & set(entry.gpus)]
+
+
+def _restarts(entry: Placed, placed: Sequence[Placed]) -> list[str]:
+    """Services that have to start again after this one did: a pinned share may not grant its tokens beside them."""
+    pinned, law = entry.service.pinned, entry.law
+    fraction = _fraction(entry, free_before_restart(entry, placed)) if pinned else None
+    if fraction is None:
+        return []
+    cap = pinned.get("max_total_tokens") if entry.service.engine == "sglang" else pinned.get("kv_cache_memory_bytes")
+    return _later(entry, placed) if law.granted(free_before_restart(entry, placed), fraction, cap) < entry.tokens else []
 
 
 # ---- plan.json ---------------------------------------------------------------------------------------
@@ -233,7 +257,7 @@ def _gpu_entry(gpu: Gpu, placed: Sequence[Placed]) -> dict[str, Any]:
 
 
 def _service_entries(
-    placed: Sequence[Placed], declaration: Mapping[str, Any], warnings: list[str]
+    placed: Sequence[Placed], declaration: Mapping[str, Any], locks: Mapping[str, Any], warnings: list[str]
 ) -> list[dict[str, Any]]:
     entries = []
     for order, entry in enumerate(placed, 1):
@@ -251,7 +275,7 @@ def _service_entries(
                 "name": service.name,
                 "engine": service.engine,
                 "engine_version": service.image.engine_version,
-                "image": service.image.reference,
+                "image": with_digest(service.image.reference, locks),
                 "image_key": service.image.key,
                 "image_cuda": service.image.cuda,
                 "min_driver": service.image.min_driver,
@@ -274,6 +298,7 @@ def _service_entries(
                 "context_length": service.context_length,
                 "max_concurrency": service.max_concurrency,
                 "profile": service.profile,
+                "restarts": _restarts(entry, placed),
                 **service_spec(entry, options, _starts_after(entry, placed), declaration),
             }
         )

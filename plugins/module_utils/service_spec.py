@@ -27,6 +27,7 @@ def service_spec(
     return {
         "container_name": service.container_name,
         "container_port": service.container_port,
+        "served_name": _served_name(service),
         "bind_address": str(declaration.get("bind_address", "127.0.0.1")),
         "gpu_request": str(declaration.get("gpu_request", "cdi")),
         "entrypoint": list(settings["entrypoint"]),
@@ -50,7 +51,7 @@ def _command(entry: Placed, roles: Options) -> list[str]:
     service, flags = entry.service, entry.service.flags
     model = {"model": service.model, "host": "0.0.0.0", "port": service.container_port}
     if service.directory:
-        model["served_name"] = service.model.removeprefix(f"{MODEL_DIRECTORY}/")
+        model["served_name"] = _served_name(service)
     declared = {
         "kv_dtype": None if service.kv_cache_dtype == "auto" else service.kv_cache_dtype,
         "dtype": service.dtype,
@@ -63,6 +64,11 @@ def _command(entry: Placed, roles: Options) -> list[str]:
         flags.name_for(role): value for role, value in {**model, **roles, **declared}.items() if value is not None
     }
     return as_arguments(flags, {**options, **entry.law.options})
+
+
+def _served_name(service: Service) -> str:
+    """The model's name in requests."""
+    return service.model.removeprefix(f"{MODEL_DIRECTORY}/") if service.directory else service.model
 
 
 def _notes_command(service: Service) -> list[str]:

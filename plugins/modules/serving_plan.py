@@ -46,6 +46,10 @@ options:
     description: Name of the Compose project.
     type: str
     default: serving
+  image_locks:
+    description: The content that each image's tag stands for, C({reference: {digest: sha256:...}}).
+    type: dict
+    default: {}
 attributes:
   check_mode:
     support: full

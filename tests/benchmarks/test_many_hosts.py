@@ -20,7 +20,7 @@ def test_plan_many_hosts(tmp_path: Path, ansible_playbook, host_count: int, timi
         "-i",
         inventory,
         "-e",
-        "@inventory/local/group_vars/all.yml",
+        "@inventory/local/group_vars/all/main.yml",
         "-e",
         f"output_dir={tmp_path / 'out'}",
         timeout=300,
