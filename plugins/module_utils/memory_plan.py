@@ -28,7 +28,8 @@ def plan_host(
     generated_by: str = "blackwell.serving",
 ) -> dict[str, Any]:
     """The plan (``plan.json``) for a declaration with the keys ``mode``, ``gpus``, ``services``, ``bind_address``,
-    ``gpu_request``, ``project_name``, ``image_locks``. Never raises for a bad declaration: the verdict and the errors say what is wrong.
+    ``gpu_request``, ``project_name``, ``image_locks``. Never raises for a bad declaration: the verdict and the errors
+    say what is wrong.
     """
     plan: dict[str, Any] = {
         "schema": SCHEMA,
@@ -234,7 +235,9 @@ def _restarts(entry: Placed, placed: Sequence[Placed]) -> list[str]:
     if fraction is None:
         return []
     cap = pinned.get("max_total_tokens") if entry.service.engine == "sglang" else pinned.get("kv_cache_memory_bytes")
-    return _later(entry, placed) if law.granted(free_before_restart(entry, placed), fraction, cap) < entry.tokens else []
+    return (
+        _later(entry, placed) if law.granted(free_before_restart(entry, placed), fraction, cap) < entry.tokens else []
+    )
 
 
 # ---- plan.json ---------------------------------------------------------------------------------------

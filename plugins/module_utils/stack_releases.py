@@ -160,7 +160,7 @@ class Releases:
 
 def unused(name: str, taken: list[str]) -> str:
     """The name, or with a number behind it where two releases are of the same second."""
-    names = [name, *(f"{name}-{number}" for number in range(2, 100))]
+    names = [name, *(f"{name}-{number:02}" for number in range(2, 100))]
     return next(candidate for candidate in names if candidate not in taken)
 
 

@@ -146,8 +146,10 @@ class Starter:
             with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
                 request, timeout=PROBE_SECONDS
             ) as answer:
-                tokens = json.loads(answer.read()).get("usage", {}).get("completion_tokens", 0)
-                problem = "" if tokens else "its answer to one request has no token"
+                content = json.loads(answer.read())
+            usage = content.get("usage") if isinstance(content, dict) else None
+            if not (usage or {}).get("completion_tokens"):
+                problem = "its answer to one request has no token"
         except urllib.error.HTTPError as error:
             problem = (
                 f"it answers one request with status {error.code}: {error.read(300).decode(errors='replace').strip()}"
