@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Test hosts for the molecule scenarios: containers that behave like small servers, reached over SSH.
 
-    lab.py up HOST [--distribution trixie|bookworm] [--gpu rtx_5090]... [--nouveau] [--secure-boot off|on|none] [--registry]
-                                 start a host, and the package mirror if it does not run; with --registry the image
-                                 registry too
+    lab.py up HOST [--distribution trixie|bookworm] [--gpu rtx_5090]... [--nouveau] [--secure-boot off|on|none]
+              [--registry]       start a host, and the package mirror if it does not run; with --registry the image
+                                 registry too, which is then the host's mirror of docker.io
     lab.py down HOST|--all       remove hosts and everything that is theirs
     lab.py ssh HOST [COMMAND]    log in as `admin`, who may use sudo
     lab.py status                what runs
@@ -298,7 +298,12 @@ def build_simulators() -> dict[str, str]:
     sources = HERE / "simulator"
     python = "blackwell-lab-python:trixie"
     recipe = [(sources / name).read_bytes() for name in ("python.Dockerfile", "pick_python")]
-    build_if_new(python, digest(base, *recipe), lambda context: shutil.copy(sources / "pick_python", context), "simulator/python.Dockerfile")
+    build_if_new(
+        python,
+        digest(base, *recipe),
+        lambda context: shutil.copy(sources / "pick_python", context),
+        "simulator/python.Dockerfile",
+    )
     python_id = docker("image", "inspect", "--format", "{{.Id}}", python).strip()
     names = {f"docker.io/{VERIFICATION_IMAGE}": python_id}
     for key in SIMULATED:
@@ -317,7 +322,7 @@ def build_simulators() -> dict[str, str]:
 
 
 def build_if_new(image: str, inputs: str, fill, recipe: str, *options: str) -> None:
-    """Build an image by the Dockerfile `recipe` in a context that `fill` makes, unless it was built from these inputs."""
+    """Build an image by the Dockerfile `recipe` in a context that `fill` makes, unless it has these inputs already."""
     if label_of(image, "inputs") == inputs:
         return
     note(f"Building {image}")
@@ -363,7 +368,12 @@ def ensure_registry() -> dict:
     if changed:
         docker("rm", "--force", "--volumes", REGISTRY, check=False)
         options = [f"--name={REGISTRY}", "--hostname=registry", "--network-alias=registry", f"--network={NETWORK}"]
-        options += [f"--ip={REGISTRY_ADDRESS}", f"--label={LABEL}", f"--label={LABEL}.inputs={inputs}", "--stop-timeout=1"]
+        options += [
+            f"--ip={REGISTRY_ADDRESS}",
+            f"--label={LABEL}",
+            f"--label={LABEL}.inputs={inputs}",
+            "--stop-timeout=1",
+        ]
         options += ["--publish=127.0.0.1::80", f"--volume={data}:/var/lib/docker-registry"]
         docker("run", "--detach", *options, image)
     wait_for(lambda: connects(REGISTRY_ADDRESS, 80), "the image registry", 20)

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Lay out the files of a simulated engine image: `image.py DIRECTORY IMAGE_KEY`, the key as in catalog/images.yml.
 
-Flags come from catalog/engine_flags, the GPU code of the stand-in libraries from catalog/images.yml, sizes from sizes.yml.
+Flags come from catalog/engine_flags, the GPU code of the stand-in libraries from catalog/images.yml, sizes from
+sizes.yml.
 """
 
 import json
@@ -45,7 +46,12 @@ def image_inputs(key: str) -> tuple[dict, list[bytes]]:
     """The image's entry in catalog/images.yml, and the contents of every file that it is made from."""
     entry = load(REPO_ROOT / "catalog/images.yml")["images"][key]
     flags = REPO_ROOT / f"catalog/engine_flags/{entry['engine']}-{entry['engine_version']}.yml"
-    sources = [*sorted((HERE / "engine_simulator").glob("*.py")), HERE / "sizes.yml", HERE / "Dockerfile", Path(__file__)]
+    sources = [
+        *sorted((HERE / "engine_simulator").glob("*.py")),
+        HERE / "sizes.yml",
+        HERE / "Dockerfile",
+        Path(__file__),
+    ]
     paths = [flags, HERE.parent / "write_gpu_code.py", *sources]
     return entry, [json.dumps(entry, default=str).encode(), *[path.read_bytes() for path in paths]]
 
@@ -55,7 +61,9 @@ def write_root(root: Path, key: str) -> dict:
     entry = load(REPO_ROOT / "catalog/images.yml")["images"][key]
     engine, version = entry["engine"], str(entry["engine_version"])
     packages = root / PACKAGES
-    shutil.copytree(HERE / "engine_simulator", packages / "engine_simulator", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        HERE / "engine_simulator", packages / "engine_simulator", ignore=shutil.ignore_patterns("__pycache__")
+    )
     for file, codes in library_files(engine, version, entry).items():
         (packages / file).parent.mkdir(parents=True, exist_ok=True)
         (packages / file).write_bytes(elf_with_gpu_code(codes))

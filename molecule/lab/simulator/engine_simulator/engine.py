@@ -15,7 +15,8 @@ from .ledger import GIB, Ledger, OutOfMemory
 
 BATCH = 8192  # tokens that sizes.yml's activations were measured with
 ANSWER = (
-    " Paris, which is classified as a UNESCO World Heritage Site. (This text is simulated: no model ran, a test host has no "
+    " Paris, which is classified as a UNESCO World Heritage Site. (This text is simulated: no model ran, a test host "
+    "has no "
     "GPU.)"
 )
 FINGERPRINT = "simulated-engine"
@@ -72,9 +73,8 @@ class Engine:
         self.tp = words.get("tensor_parallel_size") or words.get("tp_size") or 1
         self.table = self.image["sizes"]
         self.state = "starting"
-        self.running, self.waiting, self.held_tokens = 0, 0, 0
+        self.running, self.waiting, self.held_tokens, self.prompt_tokens = 0, 0, 0, 0
         self.totals = {"prompt": 0, "generated": 0, "requests": 0}
-        self.peak_batch = 0
         self.lock = threading.Condition()
         self.ready_to_serve = threading.Event()
         self.tokens = 0
@@ -202,6 +202,7 @@ class Engine:
             self.waiting -= 1
             self.running += 1
             self.held_tokens += need
+            self.prompt_tokens += work.prompt_tokens
             self.totals["prompt"] += work.prompt_tokens
             self.totals["requests"] += 1
             try:
@@ -221,13 +222,14 @@ class Engine:
     def leave_locked(self, work: Generation) -> None:
         self.running -= 1
         self.held_tokens -= work.prompt_tokens + len(work.words)
+        self.prompt_tokens -= work.prompt_tokens
         self.lock.notify_all()
 
     def grow(self) -> None:
-        """Activations of what runs at once, up to one batch. PyTorch's allocator keeps them when the requests are done."""
+        """Activations of the prompts that run at once, up to one batch; PyTorch's allocator keeps them afterwards."""
         if "first_request" not in self.ledger.parts:
             self.ledger.take("first_request", self.gib("first_request"))
-        batch = min(self.held_tokens, self.chunk)
+        batch = min(self.prompt_tokens, self.chunk)
         size = max(0, int((self.sizes["activations"] * batch / BATCH - self.sizes.get("held", 0)) * GIB))
         have = self.ledger.parts.get("activations", 0)
         if size > have:

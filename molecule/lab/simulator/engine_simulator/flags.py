@@ -1,4 +1,4 @@
-"""The command line of one engine version, as recorded in catalog/engine_flags (format: tests/tools/record_engine_flags.py)."""
+"""The command line of one engine version, as catalog/engine_flags has it (tests/tools/record_engine_flags.py)."""
 
 import argparse
 import json
@@ -10,6 +10,18 @@ def human_readable_int(text: str) -> int:
     """vLLM: 1k is 1000, 1K is 1024."""
     scale = SUFFIXES.get(text[-1:], 1)
     return int(float(text[:-1]) * scale) if scale != 1 else int(text)
+
+
+def human_readable_int_or_auto(text: str) -> int:
+    return -1 if text.lower() == "auto" else human_readable_int(text)
+
+
+CONVERTERS = {
+    "int": int,
+    "float": float,
+    "human_readable_int": human_readable_int,
+    "human_readable_int_or_auto": human_readable_int_or_auto,
+}
 
 
 class Toggle(argparse.Action):
@@ -24,7 +36,7 @@ class Toggle(argparse.Action):
 
 
 def converter(entry: dict):
-    kind = {"int": int, "float": float, "human_readable_int": human_readable_int}.get(entry.get("type"))
+    kind = CONVERTERS.get(entry.get("type"))
     if kind is None or not entry.get("nullable"):
         return kind
 

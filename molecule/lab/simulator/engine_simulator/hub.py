@@ -38,8 +38,10 @@ class HubError(Exception):
                 "'https://huggingface.co/docs/transformers/installation#offline-mode'."
             )
         return (
-            f"{path} is not a local folder and is not a valid model identifier listed on '{HUB}/models'\nIf this is a private "
-            "repository, make sure to pass a token having permission to this repo either by logging in with `hf auth login` or "
+            f"{path} is not a local folder and is not a valid model identifier listed on '{HUB}/models'\nIf this is a "
+            "private "
+            "repository, make sure to pass a token having permission to this repo either by logging in with `hf auth "
+            "login` or "
             "by passing `token=<your_token>`"
         )
 
@@ -99,7 +101,9 @@ def fetch(name: str, revision: str = "main", quiet: bool = False) -> Path:
     if model and all((snapshot / file).exists() for file in files_of(name, model)):
         return snapshot
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
-        raise HubError("LocalEntryNotFoundError", "Cannot find an appropriate cached snapshot folder for the specified revision")
+        raise HubError(
+            "LocalEntryNotFoundError", "Cannot find an appropriate cached snapshot folder for the specified revision"
+        )
     check(name, model, revision, commit)
     for directory in (root / "blobs", root / "refs", snapshot, cache() / ".locks" / root.name):
         directory.mkdir(parents=True, exist_ok=True)
@@ -115,21 +119,25 @@ def check(name: str, model: dict | None, revision: str, commit: str) -> None:
     if model is None:
         raise HubError(
             "RepositoryNotFoundError",
-            f"401 Client Error. {request}\n\nRepository Not Found for url: {HUB}/api/models/{name}/revision/{revision}.\nPlease make "
-            "sure you specified the correct `repo_id` and `repo_type`.\nIf you are trying to access a private or gated repo, make "
+            f"401 Client Error. {request}\n\nRepository Not Found for url: "
+            f"{HUB}/api/models/{name}/revision/{revision}.\nPlease make "
+            "sure you specified the correct `repo_id` and `repo_type`.\nIf you are trying to access a private or gated "
+            "repo, make "
             f"sure you are authenticated. For more details, see {HUB}/docs/huggingface_hub/authentication\n"
             "Invalid username or password.",
         )
     if revision not in ("main", commit):
         raise HubError(
             "RevisionNotFoundError",
-            f"404 Client Error. {request}\n\nRevision Not Found for url: {HUB}/api/models/{name}/revision/{revision}.\n\n"
+            f"404 Client Error. {request}\n\nRevision Not Found for url: "
+            f"{HUB}/api/models/{name}/revision/{revision}.\n\n"
             f"Invalid rev id: {revision}",
         )
     if model.get("gated") and not (token() or "").startswith("hf_"):
         raise HubError(
             "GatedRepoError",
-            f"401 Client Error. {request}\n\nCannot access gated repo for url {HUB}/{name}/resolve/{commit}/config.json.\nAccess to "
+            f"401 Client Error. {request}\n\nCannot access gated repo for url "
+            f"{HUB}/{name}/resolve/{commit}/config.json.\nAccess to "
             f"model {name} is restricted. You must have access to it and be authenticated to access it. Please log in.",
         )
 

@@ -1,7 +1,7 @@
 """Simulated GPU memory of a test host: one file per process in a directory that all its containers share.
 
-A process holds a lock on its own file for as long as it lives: whoever finds a file without a lock knows that its process
-is gone, killed or not, and that its memory is free. A second lock makes "measure, then take" one step.
+A process holds a lock on its own file for as long as it lives: whoever finds a file without a lock knows that its
+process is gone, killed or not, and that its memory is free. A second lock makes "measure, then take" one step.
 
     line 1     pid and name of the process
     others     GPU, part, bytes
@@ -42,7 +42,9 @@ class Ledger:
 
     def _write(self) -> None:
         if self._file is None:
-            descriptor = os.open(self.directory / f"{uuid.uuid4().hex}.process", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+            descriptor = os.open(
+                self.directory / f"{uuid.uuid4().hex}.process", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666
+            )
             os.fchmod(descriptor, 0o666)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             self._file = descriptor
@@ -90,10 +92,14 @@ class Ledger:
         own = self.own()
         torch = own - self.parts.get("context", 0)
         return (
-            f"CUDA out of memory. Tried to allocate {human(size)}. GPU {gpu} has a total capacity of {human(total)} of which "
-            f"{human(max(free, 0))} is free. Including non-PyTorch memory, this process has {human(own)} memory in use. Of the "
-            f"allocated memory {human(torch)} is allocated by PyTorch, and 0 bytes is reserved by PyTorch but unallocated. If "
-            "reserved but unallocated memory is large try setting PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True to avoid "
+            f"CUDA out of memory. Tried to allocate {human(size)}. GPU {gpu} has a total capacity of {human(total)} of "
+            "which "
+            f"{human(max(free, 0))} is free. Including non-PyTorch memory, this process has {human(own)} memory in "
+            "use. Of the "
+            f"allocated memory {human(torch)} is allocated by PyTorch, and 0 bytes is reserved by PyTorch but "
+            "unallocated. If "
+            "reserved but unallocated memory is large try setting PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True to "
+            "avoid "
             "fragmentation.  See documentation for Memory Management  "
             "(https://pytorch.org/docs/stable/notes/cuda.html#environment-variables)"
         )

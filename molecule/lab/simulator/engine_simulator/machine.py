@@ -1,4 +1,4 @@
-"""What a simulated engine sees of its container: GPUs, the code in its image, its pace, the faults that a test asks for.
+"""What a simulated engine sees of its container: GPUs, the code in its image, its pace, the faults asked for.
 
 Tests without a container set SIMULATOR_ROOT to a directory that stands for /.
 """
@@ -47,7 +47,7 @@ def visible_gpus() -> list[Gpu]:
 
 def is_device(path: Path) -> bool:
     """A test's stand-in for / has plain files, a container device nodes."""
-    return path.exists() and (ROOT != Path("/") or stat.S_ISCHR(path.stat().st_mode))
+    return path.exists() and (Path("/") != ROOT or stat.S_ISCHR(path.stat().st_mode))
 
 
 def read_json(path: Path) -> dict:
@@ -82,8 +82,8 @@ def faults(*names: object) -> dict:
 
 
 def runs_on(code: str, capability: str) -> bool:
-    """CUDA's rule: machine code runs within its major version from its minor version on (suffix a: exactly there, f: its
-    family), PTX everywhere from its version on."""
+    """CUDA's rule: machine code runs within its major version, from its minor version on (suffix a: exactly there; f:
+    its family); PTX runs everywhere from its version on."""
     kind, _, number = code.partition("_")
     suffix = number.lstrip("0123456789")
     digits = number.removesuffix(suffix) if suffix else number
@@ -103,7 +103,8 @@ def pytorch_warning(gpu: Gpu, codes: list[str]) -> str:
     """torch/cuda/__init__.py, _check_cubins"""
     supported = " ".join(code for code in codes if code.startswith("sm_"))
     return (
-        f"/usr/local/lib/python3.12/dist-packages/torch/cuda/__init__.py:287: UserWarning: \n{gpu.name} with CUDA capability "
+        f"/usr/local/lib/python3.12/dist-packages/torch/cuda/__init__.py:287: UserWarning: \n{gpu.name} with CUDA "
+        "capability "
         f"sm_{gpu.capability.replace('.', '')} is not compatible with the current PyTorch installation.\n"
         f"The current PyTorch install supports CUDA capabilities {supported}.\n"
         f"If you want to use the {gpu.name} GPU with PyTorch, please check the instructions at "
@@ -113,7 +114,8 @@ def pytorch_warning(gpu: Gpu, codes: list[str]) -> str:
 
 NO_KERNEL = (
     "CUDA error: no kernel image is available for execution on the device\n"
-    "CUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace below might be incorrect.\n"
+    "CUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace below might be "
+    "incorrect.\n"
     "For debugging consider passing CUDA_LAUNCH_BLOCKING=1\n"
     "Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.\n"
 )

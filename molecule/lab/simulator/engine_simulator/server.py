@@ -54,7 +54,11 @@ class Handler(BaseHTTPRequestHandler):
             self.send_problem(problem)
         except EngineDead:
             self.send_problem(
-                Refused(500, "InternalServerError", "EngineCore encountered an issue. See stack trace (above) for the root cause.")
+                Refused(
+                    500,
+                    "InternalServerError",
+                    "EngineCore encountered an issue. See stack trace (above) for the root cause.",
+                )
             )
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
@@ -88,10 +92,15 @@ class Handler(BaseHTTPRequestHandler):
         name = body.get("model") or engine.served
         if name != engine.served and engine.engine == "vllm":
             raise Refused(404, "NotFoundError", f"The model `{name}` does not exist.")
-        limit = body.get("max_completion_tokens") or body.get("max_tokens")
+        limit = body.get("max_completion_tokens") or body.get("max_tokens") or (None if chat else 16)
         generation = engine.generate(prompt, limit, bool(body.get("ignore_eos")))
         work = next(generation)
-        head = {"id": f"{prefix}-{work.identity}", "created": int(time.time()), "model": name, "system_fingerprint": FINGERPRINT}
+        head = {
+            "id": f"{prefix}-{work.identity}",
+            "created": int(time.time()),
+            "model": name,
+            "system_fingerprint": FINGERPRINT,
+        }
         if body.get("stream"):
             self.stream(generation, work, head | {"object": f"{kind}.chunk" if chat else kind}, body, chat)
             return
@@ -129,7 +138,12 @@ class Handler(BaseHTTPRequestHandler):
         if path in ("/health", "/health_generate"):
             return self.sglang_health
         if path in ("/model_info", "/get_model_info"):
-            info = {"model_path": engine.model_path, "tokenizer_path": engine.model_path, "is_generation": True, "simulated": True}
+            info = {
+                "model_path": engine.model_path,
+                "tokenizer_path": engine.model_path,
+                "is_generation": True,
+                "simulated": True,
+            }
             return lambda: self.send_json(info)
         if path in ("/server_info", "/get_server_info"):
             return lambda: self.send_json(self.server_info())
@@ -148,7 +162,10 @@ class Handler(BaseHTTPRequestHandler):
         if not engine.ready_to_serve.is_set() or engine.faults().get("never_healthy"):
             self.send_empty(503)
             return
-        if os.environ.get("SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION", "1").lower() in ("1", "true") and not engine.running:
+        if (
+            os.environ.get("SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION", "1").lower() in ("1", "true")
+            and not engine.running
+        ):
             for _ in engine.generate([0], 1):
                 pass
             machine.rest(0.3)  # it looks for an answer once a second
@@ -166,7 +183,9 @@ class Handler(BaseHTTPRequestHandler):
             self.send_text("Cache not flushed because there are pending requests.\n", 400)
             return
         self.engine.ledger.release("activations")
-        self.send_text("Cache flushed.\nPlease check backend logs for more details. (When there are running or waiting requests, ")
+        self.send_text(
+            "Cache flushed.\nPlease check backend logs for more details. (When there are running or waiting requests, "
+        )
 
     def loads(self) -> dict:
         engine = self.engine
@@ -180,10 +199,19 @@ class Handler(BaseHTTPRequestHandler):
             "max_running_requests": engine.max_running,
         }
         parts = engine.memory()
-        memory = {"weight_gb": parts["weights"] / GIB, "kv_cache_gb": parts["kv"] / GIB, "token_capacity": engine.tokens}
+        memory = {
+            "weight_gb": parts["weights"] / GIB,
+            "kv_cache_gb": parts["kv"] / GIB,
+            "token_capacity": engine.tokens,
+        }
         memory["graph_gb"] = sum(engine.graph_usage().values())
         load["memory"] = {key: round(value, 3) for key, value in memory.items()}
-        return {"timestamp": time.strftime("%Y-%m-%dT%H:%M:%S"), "version": engine.version, "dp_rank_count": 1, "loads": [load]}
+        return {
+            "timestamp": time.strftime("%Y-%m-%dT%H:%M:%S"),
+            "version": engine.version,
+            "dp_rank_count": 1,
+            "loads": [load],
+        }
 
     def generate(self, body: dict) -> None:
         engine, parameters = self.engine, body.get("sampling_params") or {}
@@ -238,10 +266,14 @@ class Handler(BaseHTTPRequestHandler):
     def send_metrics(self, metrics: dict[str, float]) -> None:
         label = f'{{model_name="{self.engine.served}"}}'
         lines = [
-            f"# HELP {name} simulated\n# TYPE {name} {'counter' if name.endswith('_total') else 'gauge'}\n{name}{label} {value}\n"
+            f"# HELP {name} simulated\n# TYPE {name} {metric_type(name)}\n{name}{label} {value}\n"
             for name, value in metrics.items()
         ]
         self.send_bytes("".join(lines).encode(), "text/plain; version=0.0.4; charset=utf-8")
+
+
+def metric_type(name: str) -> str:
+    return "counter" if name.endswith("_total") else "gauge"
 
 
 def usage(work) -> dict:
@@ -289,11 +321,12 @@ def serve(engine: Engine) -> None:
     try:
         server = Server((host, engine.port), handler)
     except OSError as problem:
-        print(f"ERROR:    [Errno {problem.errno}] error while attempting to bind on address ('{host}', {engine.port})", file=sys.stderr)
+        print(
+            f"ERROR:    [Errno {problem.errno}] error while attempting to bind on address ('{host}', {engine.port})",
+            file=sys.stderr,
+        )
         os._exit(1)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     engine.serve_lines(host)
     while True:
         time.sleep(3600)
-
-

@@ -57,10 +57,14 @@ class SGLang(Engine):
         given = words.get("chunked_prefill_size")
         self.chunk = given if given and given > 0 else chunk
         self.context_length = words.get("context_length") or self.model["max_context"]
-        if self.context_length > self.model["max_context"] and "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN" not in os.environ:
+        if (
+            self.context_length > self.model["max_context"]
+            and "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN" not in os.environ
+        ):
             raise EngineError(
                 f"User-specified context_length ({self.context_length}) is greater than the derived context_length "
-                f"({self.model['max_context']}). This may lead to incorrect model outputs or CUDA errors. To allow overriding "
+                f"({self.model['max_context']}). This may lead to incorrect model outputs or CUDA errors. To allow "
+                "overriding "
                 "this maximum, set the env var SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN=1",
                 "ValueError",
             )
@@ -88,14 +92,21 @@ class SGLang(Engine):
 
     def phases(self) -> None:
         self.settle()
-        self.log(f"server_args=ServerArgs({', '.join(f'{key}={value!r}' for key, value in self.words.items() if value)})")
+        self.log(
+            f"server_args=ServerArgs({', '.join(f'{key}={value!r}' for key, value in self.words.items() if value)})"
+        )
         self.log("Init torch distributed begin.")
         before = self.free_gib()
         self.take_context()
         machine.rest(0.4)
         free_before = self.ledger.free()  # F
-        elapsed = "" if self.release < (0, 5, 10) else "elapsed=0.40 s, "
-        self.log(f"Init torch distributed ends. {elapsed}mem usage={min(0.09, before - free_before / GIB):.2f} GB")
+        used = min(0.09, before - free_before / GIB)  # what NCCL takes of the context; 0.09 alone on an H100
+        if self.release >= (0, 5, 21):
+            self.log(f"Memory baseline taken. mem usage={used:.2f} GB")
+            self.log("Init parallel ends. elapsed=0.40 s")
+        else:
+            elapsed = "" if self.release < (0, 5, 10) else "elapsed=0.40 s, "
+            self.log(f"Init torch distributed ends. {elapsed}mem usage={used:.2f} GB")
         self.load_weights(free_before)
         self.make_pool(free_before)
         self.set_up_attention()
@@ -104,8 +115,10 @@ class SGLang(Engine):
         self.startup_available = self.free_gib()
         self.max_running = self.words.get("max_running_requests") or min(max(2048, self.tokens // 2), 4096)
         self.log(
-            f"max_total_num_tokens={self.tokens}, chunked_prefill_size={self.words.get('chunked_prefill_size') or self.chunk}, "
-            f"max_prefill_tokens={self.words.get('max_prefill_tokens') or 16384}, max_running_requests={self.max_running}, "
+            f"max_total_num_tokens={self.tokens}, "
+            f"chunked_prefill_size={self.words.get('chunked_prefill_size') or self.chunk}, "
+            f"max_prefill_tokens={self.words.get('max_prefill_tokens') or 16384}, "
+            f"max_running_requests={self.max_running}, "
             f"context_len={self.context_length}, available_gpu_mem={self.startup_available:.2f} GB"
         )
         self.ledger.take("settled", self.gib("settled"))
@@ -134,7 +147,9 @@ class SGLang(Engine):
         tokens = math.floor(rest / self.cell)
         cap = self.words.get("max_total_tokens")
         if cap is not None and cap > tokens:
-            self.log(f"max_total_tokens={cap} is larger than the profiled value {tokens}. Use the profiled value instead.")
+            self.log(
+                f"max_total_tokens={cap} is larger than the profiled value {tokens}. Use the profiled value instead."
+            )
         self.tokens = min(tokens, cap or tokens) // page * page
         if self.tokens <= 0:
             raise self.no_tokens()
@@ -173,7 +188,9 @@ class SGLang(Engine):
         if self.prefill_graphs:
             size = self.table["prefill_graph"] * self.model["layers"] * len(self.prefill_graphs) * GIB
             old = self.release < (0, 5, 13)
-            self.capture_one("piecewise" if old else "target prefill", f"num_tokens={self.prefill_graphs}", "", size, "prefill")
+            self.capture_one(
+                "piecewise" if old else "target prefill", f"num_tokens={self.prefill_graphs}", "", size, "prefill"
+            )
         if self.decode_graphs:
             size = self.gib("graphs") * len(self.decode_graphs) / self.sizes["graph_sizes"]
             if self.backend != "triton":
@@ -236,7 +253,8 @@ class SGLang(Engine):
             raise Refused(
                 400,
                 "BadRequestError",
-                f"The input ({prompt_tokens} tokens) is longer than the model's context length ({self.context_length} tokens).",
+                f"The input ({prompt_tokens} tokens) is longer than the model's context length ({self.context_length} "
+                "tokens).",
             )
         return min(limit or 128, longest - prompt_tokens)
 
@@ -275,5 +293,11 @@ def decode_sizes(largest: int) -> list[int]:
 
 def prefill_sizes(chunk: int) -> list[int]:
     """cuda_graph_hook.py: generate_prefill_cuda_graph_batch_sizes"""
-    sizes = [*range(4, 33, 4), *range(48, 257, 16), *range(288, 513, 32), *range(576, 1025, 64), *range(1280, 4097, 256)]
+    sizes = [
+        *range(4, 33, 4),
+        *range(48, 257, 16),
+        *range(288, 513, 32),
+        *range(576, 1025, 64),
+        *range(1280, 4097, 256),
+    ]
     return [size for size in [*sizes, *range(4608, chunk + 1, 512)] if size <= chunk]

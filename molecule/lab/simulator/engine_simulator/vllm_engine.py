@@ -37,7 +37,8 @@ class VLLM(Engine):
 
     def no_gpu(self) -> EngineError:
         return EngineError(
-            "Failed to infer device type, please set the environment variable `VLLM_LOGGING_LEVEL=DEBUG` to turn on verbose "
+            "Failed to infer device type, please set the environment variable `VLLM_LOGGING_LEVEL=DEBUG` to turn on "
+            "verbose "
             "logging to help debug the issue."
         )
 
@@ -52,7 +53,8 @@ class VLLM(Engine):
             raise EngineError(
                 "1 validation error for ModelConfig\n  Value error, User-specified max_model_len "
                 f"({self.context_length}) is greater than the derived max_model_len (max_position_embeddings="
-                f"{self.model['max_context']} or model_max_length=None in model's config.json). To allow overriding this maximum, "
+                f"{self.model['max_context']} or model_max_length=None in model's config.json). To allow overriding "
+                "this maximum, "
                 "set the env var VLLM_ALLOW_LONG_MAX_MODEL_LEN=1.",
                 "pydantic_core._pydantic_core.ValidationError",
             )
@@ -78,8 +80,10 @@ class VLLM(Engine):
         requested = math.ceil(total * self.utilization)
         if free_before < requested:
             raise EngineError(
-                f"Free memory on device cuda:0 ({gib(free_before)}/{gib(total)} GiB) on startup is less than desired GPU memory "
-                f"utilization ({self.utilization}, {gib(requested)} GiB). Decrease GPU memory utilization or reduce GPU memory "
+                f"Free memory on device cuda:0 ({gib(free_before)}/{gib(total)} GiB) on startup is less than desired "
+                "GPU memory "
+                f"utilization ({self.utilization}, {gib(requested)} GiB). Decrease GPU memory utilization or reduce "
+                "GPU memory "
                 "used by other processes.",
                 "ValueError",
             )
@@ -101,7 +105,7 @@ class VLLM(Engine):
     def determine_available(self, free_before: int, requested: int, weights: int) -> int:
         """total x utilisation, less weights, activations, growth outside PyTorch, and (since 0.21) graphs.
 
-        That growth is the difference of what is free on the GPU: what other processes take meanwhile is charged to this one.
+        That growth is the difference of what is free on the GPU: what others take meanwhile is charged to this one.
         """
         self.ledger.take("runtime", self.gib("runtime"))
         activations = self.gib("profiled") * self.chunk / BATCH
@@ -111,17 +115,22 @@ class VLLM(Engine):
         free_after = self.ledger.free()
         if given := self.words.get("kv_cache_memory_bytes"):
             self.log(
-                f"Initial free memory {gib(free_before)} GiB, reserved {gib(given)} GiB memory for KV Cache as specified by "
-                "kv_cache_memory_bytes config and skipped memory profiling. This does not respect the gpu_memory_utilization "
+                f"Initial free memory {gib(free_before)} GiB, reserved {gib(given)} GiB memory for KV Cache as "
+                "specified by "
+                "kv_cache_memory_bytes config and skipped memory profiling. This does not respect the "
+                "gpu_memory_utilization "
                 "config. Only use kv_cache_memory_bytes config when you want manual control of KV cache memory size.",
                 "gpu_worker.py:431",
             )
             return given
         if free_before < free_after:
             raise EngineError(
-                f"Error in memory profiling. Initial free memory {gib(free_before)} GiB, current free memory {gib(free_after)} "
-                "GiB. This happens when other processes sharing the same container release GPU memory while vLLM is profiling "
-                "during initialization. To fix this, ensure consistent GPU memory allocation or isolate vLLM in its own "
+                f"Error in memory profiling. Initial free memory {gib(free_before)} GiB, current free memory "
+                f"{gib(free_after)} "
+                "GiB. This happens when other processes sharing the same container release GPU memory while vLLM is "
+                "profiling "
+                "during initialization. To fix this, ensure consistent GPU memory allocation or isolate vLLM in its "
+                "own "
                 "container.",
                 "AssertionError",
             )
@@ -134,7 +143,8 @@ class VLLM(Engine):
     def make_pool(self, available: int) -> None:
         if available <= 0:
             raise EngineError(
-                "No available memory for the cache blocks. Try increasing `gpu_memory_utilization` when initializing the engine "
+                "No available memory for the cache blocks. Try increasing `gpu_memory_utilization` when initializing "
+                "the engine "
                 f"(this flag also controls CPU memory reservation on the CPU backend, despite its name). {SEE}",
                 "ValueError",
             )
@@ -142,11 +152,16 @@ class VLLM(Engine):
         needed = -(-self.context_length // BLOCK) * block
         if needed > available:
             longest = available // block * BLOCK
-            estimate = f"Based on the available memory, the estimated maximum model length is {longest}. " if longest else ""
+            estimate = (
+                f"Based on the available memory, the estimated maximum model length is {longest}. " if longest else ""
+            )
             raise EngineError(
-                f"To serve at least one request with the model's max seq len ({self.context_length}), ({gib(needed)} GiB KV cache "
-                f"is needed, which is larger than the available KV cache memory ({gib(available)} GiB). {estimate}Try increasing "
-                "`gpu_memory_utilization` (which also controls CPU memory on the CPU backend) or decreasing `max_model_len` when "
+                f"To serve at least one request with the model's max seq len ({self.context_length}), ({gib(needed)} "
+                "GiB KV cache "
+                f"is needed, which is larger than the available KV cache memory ({gib(available)} GiB). {estimate}Try "
+                "increasing "
+                "`gpu_memory_utilization` (which also controls CPU memory on the CPU backend) or decreasing "
+                "`max_model_len` when "
                 f"initializing the engine. {SEE}",
                 "ValueError",
             )
@@ -156,7 +171,8 @@ class VLLM(Engine):
         self.log(f"GPU KV cache size: {self.tokens:,} tokens", "kv_cache_utils.py:2146")
         concurrency = self.tokens / (-(-self.context_length // BLOCK) * BLOCK)
         self.log(
-            f"Maximum concurrency for {self.context_length:,} tokens per request: {concurrency:.2f}x", "kv_cache_utils.py:2147"
+            f"Maximum concurrency for {self.context_length:,} tokens per request: {concurrency:.2f}x",
+            "kv_cache_utils.py:2147",
         )
 
     def graph_bytes(self) -> float:
@@ -166,7 +182,9 @@ class VLLM(Engine):
         if self.graph_sizes:
             machine.rest(0.5)
             self.ledger.take("decode_graphs", self.graph_bytes())
-            self.log(f"Graph capturing finished in 1 secs, took {gib(self.graph_bytes())} GiB", "gpu_model_runner.py:6657")
+            self.log(
+                f"Graph capturing finished in 1 secs, took {gib(self.graph_bytes())} GiB", "gpu_model_runner.py:6657"
+            )
 
     def fail_start(self, problem: Exception) -> None:
         early = isinstance(problem, EngineError) and (
@@ -197,10 +215,11 @@ class VLLM(Engine):
             raise Refused(
                 400,
                 "BadRequestError",
-                f"This model's maximum context length is {self.context_length} tokens. However, you requested {limit or 16} output "
+                f"This model's maximum context length is {self.context_length} tokens. However, you requested "
+                f"{limit or 0} output "
                 f"tokens and your prompt contains {prompt_tokens} input tokens.",
             )
-        return min(limit or 16, room)
+        return min(limit or room, room)
 
     def die(self, problem: Exception) -> None:
         """The engine process ends and its memory is free; the API server answers 500, then shuts down with status 0."""
@@ -223,5 +242,3 @@ class VLLM(Engine):
 def gib(size: float) -> str:
     """vllm/utils/mem_utils.py: format_gib"""
     return f"{size / GIB:.2f}"
-
-
