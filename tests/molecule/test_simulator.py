@@ -80,6 +80,14 @@ class Started:
             time.sleep(0.02)
         pytest.fail(f"not healthy:\n{self.log}")
 
+    def says(self, text: str, seconds: float = 30) -> None:
+        """Wait until the log has that text."""
+        end = time.monotonic() + seconds
+        while text not in self.log:
+            if time.monotonic() > end or self.process.poll() is not None:
+                pytest.fail(f"{text} is not in:\n{self.log}")
+            time.sleep(0.01)
+
     def ends(self, seconds: float = 30) -> int:
         return self.process.wait(seconds)
 
@@ -211,16 +219,15 @@ def test_three_sglang_services_one_after_another_are_what_was_measured(host):
     engines = {}
     for model, (_, tokens, _, free, after, pool_end, last, _) in MEASURED_A.items():
         engine = engines[model] = start_measured(h100, model)
-        while "ready to roll" not in engine.log:
-            assert engine.process.poll() is None, engine.log
-            time.sleep(0.02)
+        engine.says("ready to roll")
         assert engine.number(r"Load weight begin\. avail mem=([\d.]+)") == pytest.approx(free, abs=0.011)
         assert engine.number(r"Load weight end\. .*avail mem=([\d.]+)") == pytest.approx(after, abs=0.021)
         assert engine.number(r"#tokens: (\d+)") == tokens
         assert engine.number(r"Memory pool end\. avail mem=([\d.]+)") == pytest.approx(pool_end, abs=0.021)
         assert engine.number(r"available_gpu_mem=([\d.]+)") == pytest.approx(last, abs=0.021)
-    for model, engine in engines.items():
-        load(engine.healthy(), model, 16, 127, 64)
+    h100.pace(3)  # long enough that 16 requests run at once
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        list(pool.map(lambda pair: load(pair[1], pair[0], 16, 127, 64), engines.items()))
     measured = sorted(figures[-1] for figures in MEASURED_A.values())
     assert [size for size in h100.taken() if size < 20000] == pytest.approx(measured, abs=30)
     assert ballast.free() / 2**20 == pytest.approx(2670, abs=60)
@@ -230,7 +237,7 @@ def test_three_sglang_services_one_after_another_are_what_was_measured(host):
 
 def test_the_same_three_at_once_measure_wrong_sizes(host):
     h100 = host(H100)
-    h100.pace(0.3)
+    h100.pace(0.6)
     ballast = beside_the_ballast(h100)
     engines = [start_measured(h100, model) for model in MEASURED_A]
     wanted = [figures[1] for figures in MEASURED_A.values()]
@@ -303,11 +310,10 @@ def test_vllm_s_share_is_of_the_whole_card_and_must_be_free(host):
 def test_what_a_neighbour_takes_meanwhile_is_charged_to_vllm(host):
     def granted(neighbour_takes: float) -> float:
         card = host()
-        card.pace(0.3)
+        card.pace(0.6)
         neighbour = card.ledger("neighbour")
         engine = card.start("vllm-cu129", VLLM, QWEN, "--gpu-memory-utilization=0.5", "--enforce-eager")
-        while "Starting to load model" not in engine.log:
-            time.sleep(0.01)
+        engine.says("Starting to load model")
         neighbour.take("ballast", neighbour_takes * GIB)
         return engine.healthy().number(r"Available KV cache memory: ([\d.]+)")
 
@@ -361,7 +367,7 @@ def test_requests_that_need_more_than_is_free_kill_the_engine(host, image, modul
     neighbour = card.ledger("neighbour")
     neighbour.take("ballast", neighbour.free() - 0.02 * GIB)
     with pytest.raises((ConnectionError, urllib.error.URLError, http.client.HTTPException)):
-        load(engine, QWEN, 8, 1000, 4)
+        load(engine, QWEN, 8, 1000, 1000)
     assert engine.ends() == status
     assert "torch.OutOfMemoryError: CUDA out of memory" in engine.log
     assert card.free() > 9
@@ -466,19 +472,21 @@ def test_faults_can_be_asked_for_from_outside(host):
     card = host()
     card.fault(TINY, crash_loop=0.05)
     assert card.start("sglang-cu129", SGLANG, TINY).ends() == 1
+    card.fault(TINY, nvml_lost=True)
+    lost = card.start("vllm-cu129", VLLM, TINY)
+    assert lost.ends() == 1
+    assert "Failed to infer device type" in lost.log
     card.fault(TINY, oom_at_start=True)
     starved = card.start("vllm-cu129", VLLM, TINY)
     assert starved.ends() == 1
     assert "CUDA out of memory" in starved.log
     card.fault(TINY, fatal_line_then_hang="CUDA error: an illegal memory access was encountered")
     hanging = card.start("sglang-cu129", SGLANG, TINY)
-    while "an illegal memory access" not in hanging.log:
-        time.sleep(0.02)
+    hanging.says("an illegal memory access")
     assert hanging.process.poll() is None
     card.fault(TINY, never_healthy=True)
     sick = card.start("sglang-cu129", SGLANG, TINY)
-    while "ready to roll" not in sick.log:
-        time.sleep(0.02)
+    sick.says("ready to roll")
     with pytest.raises(urllib.error.HTTPError) as answer:
         sick.get("/health")
     assert answer.value.code == 503
@@ -486,11 +494,21 @@ def test_faults_can_be_asked_for_from_outside(host):
     assert sick.healthy().process.poll() is None
 
 
+def test_a_fault_is_of_one_service(host):
+    card = host()
+    card.fault("late", slow=600)
+    late = card.start("sglang-cu129", SGLANG, TINY, "--served-model-name=late", "--mem-fraction-static=0.1")
+    card.start("sglang-cu129", SGLANG, TINY, "--mem-fraction-static=0.1").healthy()
+    assert late.process.poll() is None
+    assert "Init torch distributed begin" not in late.log
+
+
 def test_a_service_can_be_made_to_die_under_load(host):
     card = host()
     card.fault(TINY, die_under_load=True)
     engine = card.start("sglang-cu129", SGLANG, TINY).healthy()
     load(engine, TINY, 1, 5, 2)
+    card.pace(1)
     with pytest.raises((ConnectionError, urllib.error.URLError, http.client.HTTPException)):
         load(engine, TINY, 8, 20, 200)
     assert engine.ends() == 137

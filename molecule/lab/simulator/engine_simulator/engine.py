@@ -91,7 +91,7 @@ class Engine:
             machine.rest(0.8)
             self.check_gpus()
             self.find_model()
-            machine.rest(self.faults().get("slow", 0))
+            time.sleep(float(self.faults().get("slow", 0)))
             self.phases()
         except (EngineError, OutOfMemory) as problem:
             self.fail_start(problem)
