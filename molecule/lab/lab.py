@@ -20,6 +20,7 @@ import argparse
 import contextlib
 import fcntl
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -293,6 +294,8 @@ def build_simulators() -> dict[str, str]:
     """Make the images of the simulated engines current; returns image name -> id."""
     from simulator.image import image_inputs, write_root
 
+    if importlib.util.find_spec("yaml") is None:
+        raise LabError(f"the simulated engines need PyYAML, which {sys.executable} does not have; use .venv/bin/python")
     build_base("trixie")
     base = docker("image", "inspect", "--format", "{{.Id}}", BASE).strip()
     sources = HERE / "simulator"

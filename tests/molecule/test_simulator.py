@@ -9,6 +9,7 @@ import concurrent.futures
 import contextlib
 import http.client
 import json
+import math
 import os
 import re
 import signal
@@ -168,7 +169,7 @@ class Host:
         """MiB of each process, as nvidia-smi would print them."""
         from simulator.engine_simulator.ledger import processes
 
-        return sorted(round(gpus[0] / 2**20) for _, gpus in processes(self.ledger_directory))
+        return sorted(math.ceil(gpus[0] / 2**20) for _, gpus in processes(self.ledger_directory))
 
     def free(self) -> float:
         return self.ledger().free() / GIB
@@ -381,6 +382,32 @@ def test_a_killed_process_frees_its_memory(host):
     engine.ends()
     assert card.free() == pytest.approx(31.364, abs=0.01)
     assert card.taken() == []
+
+
+def test_nvidia_smi_shows_what_the_engines_took(host):
+    card = host()
+    header = "index, uuid, name, driver_version, memory.total, memory.reserved, memory.used, memory.free, pci.bus_id"
+    line = "0, GPU-0, NVIDIA GeForce RTX 5090, 1.0, 32607, 490, 2, 32115, 00000000:01:00.0"
+    (card.root / "run/lab/gpus.csv").write_text(f"{header}, compute_cap\n{line}, 12.0\n")
+    program = (LAB / "mirror/stand_ins/nvidia-smi").read_text().replace("@VERSION@", "1.0")
+    for path in ("/run/lab", "/dev/nvidiactl"):
+        program = program.replace(path, f"{card.root}{path}")
+
+    def ask(*words: str) -> str:
+        done = subprocess.run(["sh", "-s", "--", *words], input=program, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    engine = card.start("sglang-cu129", SGLANG, TINY, "--max-total-tokens=4096").healthy()
+    (taken,) = card.taken()
+    processes = ask("--query-compute-apps=pid,process_name,used_memory", "--format=csv,noheader,nounits")
+    assert processes == f"{engine.process.pid}, sglang::scheduler, {taken}"
+    assert (
+        ask("--query-gpu=memory.used,memory.free", "--format=csv,noheader") == f"{2 + taken} MiB, {32115 - taken} MiB"
+    )
+    engine.process.kill()
+    engine.ends()
+    assert ask("--query-compute-apps=pid,used_memory", "--format=csv,noheader") == ""
+    assert ask("--query-gpu=memory.used", "--format=csv,noheader,nounits") == "2"
 
 
 # Flags
