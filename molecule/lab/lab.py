@@ -2,11 +2,14 @@
 """Test hosts for the molecule scenarios: containers that behave like small servers, reached over SSH.
 
     lab.py up HOST [--distribution trixie|bookworm] [--gpu rtx_5090]... [--nouveau] [--secure-boot off|on|none]
-              [--behind-proxy]   start a host, and the package mirror if it does not run
+              [--registry] [--behind-proxy]
+                                 start a host, and the package mirror if it does not run; with --registry the image
+                                 registry too, which is then the host's mirror of docker.io
     lab.py down HOST|--all       remove hosts and everything that is theirs
     lab.py ssh HOST [COMMAND]    log in as `admin`, who may use sudo
     lab.py status                what runs
     lab.py mirror                start the package mirror alone; print its addresses and keys
+    lab.py registry              start the image registry, with the simulated engines in it; print their digests
     lab.py inventory             the running hosts as an Ansible inventory
     lab.py clean                 remove all hosts, the mirror and the network
 
@@ -18,6 +21,7 @@ import argparse
 import contextlib
 import fcntl
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -39,6 +43,8 @@ SUBNET = os.environ.get("LAB_SUBNET", "172.31.251.0/24")
 MIRROR, MIRROR_ADDRESS = f"{NETWORK}-mirror", SUBNET.replace(".0/24", ".2")
 PROXY, PROXY_ADDRESS, PROXY_USER = f"{NETWORK}-proxy", SUBNET.replace(".0/24", ".3"), "lab:pass-the-gate-1"
 NOWHERE = "192.0.2.1"  # RFC 5737: an address of no machine
+REGISTRY, REGISTRY_ADDRESS = f"{NETWORK}-registry", SUBNET.replace(".0/24", ".4")
+BASE = "blackwell-lab-base:trixie"  # shared by all labs, as their contents do not differ
 LABEL = NETWORK.replace("-", ".")  # of containers and networks
 IMAGE_LABEL = "blackwell.lab"
 KERNEL = os.uname().release
@@ -82,6 +88,13 @@ GPUS = {
     "rtx_5090": {"device": "2b85", "name": "NVIDIA GeForce RTX 5090", "compute_cap": "12.0", "memory.total": "32607"},
     "rtx_3090": {"device": "2204", "name": "NVIDIA GeForce RTX 3090", "compute_cap": "8.6", "memory.total": "24576"},
 }
+# What a host that uses the lab's registry as its mirror of docker.io has among its variables.
+REGISTRY_OPTIONS = {"registry-mirrors": ["http://registry"]}
+# Simulated engine images in the lab's registry, by their keys in catalog/images.yml: the defaults, one later version of
+# each, the version that memory was measured with, and the one without code for Blackwell.
+SIMULATED = ["sglang-cu129", "sglang-cu130", "sglang-0.5.15", "sglang-2025-09-stock", "vllm-cu129", "vllm-cu130"]
+VERIFICATION_IMAGE = "debian:trixie-slim"
+
 GPU_COMMON = {"vendor": "10de", "class": "030000", "subsystem_vendor": "1043", "subsystem_device": "8a7c"}
 
 # systemd and a Docker engine of its own need these; nothing here may load a module into the machine's kernel.
@@ -180,12 +193,12 @@ def build_base(distribution: str) -> None:
 
 
 def build_image(distribution: str) -> str:
-    """Make blackwell-lab:DISTRIBUTION current and return its name."""
+    """Make the lab's image of that distribution current and return its name."""
     build_base(distribution)
     sources = sorted(path for path in (HERE / "image").rglob("*") if path.is_file())
     contents = [part for path in sources for part in (str(path.relative_to(HERE)), path.read_bytes())]
     base = docker("image", "inspect", "--format", "{{.Id}}", f"blackwell-lab-base:{distribution}").strip()
-    image, inputs = f"blackwell-lab:{distribution}", digest(base, KERNEL, *contents)
+    image, inputs = f"{NETWORK}:{distribution}", digest(base, KERNEL, *contents)
     if label_of(image, "inputs") == inputs:
         return image
     note(f"Building the host image of {distribution}")
@@ -225,7 +238,7 @@ def fetch_docker_programs() -> None:
     note("Fetching Debian's build of Docker for the mirror")
     (CACHE / "docker").mkdir(parents=True, exist_ok=True)
     volumes = ["--volume", f"{CACHE}/docker:/out", "--volume", f"{HERE}/mirror:/srv/program:ro"]
-    docker("run", "--rm", *volumes, "blackwell-lab-base:trixie", "sh", "/srv/program/repack_docker.sh", "/out")
+    docker("run", "--rm", *volumes, BASE, "sh", "/srv/program/repack_docker.sh", "/out")
 
 
 def fetch_wheels() -> None:
@@ -290,6 +303,123 @@ def ensure_proxy() -> None:
     wait_for(lambda: connects(PROXY_ADDRESS, 3128), "the proxy", 20)
 
 
+# Registry of simulated engines
+
+
+def build_simulators() -> dict[str, str]:
+    """Make the images of the simulated engines current; returns image name -> id."""
+    from simulator.image import image_inputs, write_root
+
+    if importlib.util.find_spec("yaml") is None:
+        raise LabError(f"the simulated engines need PyYAML, which {sys.executable} does not have; use .venv/bin/python")
+    build_base("trixie")
+    base = docker("image", "inspect", "--format", "{{.Id}}", BASE).strip()
+    sources = HERE / "simulator"
+    python = "blackwell-lab-python:trixie"
+    recipe = [(sources / name).read_bytes() for name in ("python.Dockerfile", "pick_python")]
+    build_if_new(
+        python,
+        digest(base, *recipe),
+        lambda context: shutil.copy(sources / "pick_python", context),
+        "simulator/python.Dockerfile",
+    )
+    python_id = docker("image", "inspect", "--format", "{{.Id}}", python).strip()
+    names = {f"docker.io/{VERIFICATION_IMAGE}": python_id}
+    for key in SIMULATED:
+        entry, contents = image_inputs(key)
+        image = f"{NETWORK}-simulator:{key}"
+        arguments = {"ENGINE": entry["engine"], "VERSION": entry["engine_version"], "CUDA": entry["cuda"], "KEY": key}
+        build_if_new(
+            image,
+            digest(python_id, *contents),
+            lambda context, key=key: write_root(context / "root", key),
+            "simulator/Dockerfile",
+            *[f"--build-arg={name}={value}" for name, value in arguments.items()],
+        )
+        names[entry["reference"]] = docker("image", "inspect", "--format", "{{.Id}}", image).strip()
+    return names
+
+
+def build_if_new(image: str, inputs: str, fill, recipe: str, *options: str) -> None:
+    """Build an image by the Dockerfile `recipe` in a context that `fill` makes, unless it has these inputs already."""
+    if label_of(image, "inputs") == inputs:
+        return
+    note(f"Building {image}")
+    context = CACHE / "image-context"
+    shutil.rmtree(context, ignore_errors=True)
+    context.mkdir(parents=True)
+    shutil.copy(HERE / recipe, context / "Dockerfile")
+    fill(context)
+    tags = [f"--tag={image}", f"--label={IMAGE_LABEL}.inputs={inputs}"]
+    docker("build", "--quiet", "--network=none", *tags, *options, str(context))
+    shutil.rmtree(context)
+
+
+def build_registry() -> str:
+    """An image with Debian's package docker-registry."""
+    image, packages = f"{NETWORK}-registry:trixie", CACHE / "registry-package"
+    if not list(packages.glob("docker-registry_*.deb")):
+        note("Fetching Debian's package docker-registry")
+        packages.mkdir(parents=True, exist_ok=True)
+        fetch = "apt-get update -qq && cd /out && apt-get -o APT::Sandbox::User=root download -qq docker-registry"
+        docker("run", "--rm", "--volume", f"{packages}:/out", BASE, "sh", "-c", fetch)
+    package = next(packages.glob("docker-registry_*.deb"))
+    base = docker("image", "inspect", "--format", "{{.Id}}", BASE).strip()
+    files = [HERE / "registry" / name for name in ("Dockerfile", "registry.yml")]
+
+    def fill(context: Path) -> None:
+        for path in (package, *files):
+            shutil.copy(path, context)
+
+    build_if_new(image, digest(base, package.name, *[path.read_bytes() for path in files]), fill, "registry/Dockerfile")
+    return image
+
+
+def ensure_registry() -> dict:
+    """Serve the simulated engines at http://registry/, under the names of the real images; returns their digests."""
+    names = build_simulators()
+    image = build_registry()
+    data = CACHE / "registry"
+    data.mkdir(parents=True, exist_ok=True)
+    inputs = digest(docker("image", "inspect", "--format", "{{.Id}}", image).strip(), str(CACHE))
+    filters = ["--filter", f"name=^{REGISTRY}$", "--filter", f"label={LABEL}.inputs={inputs}"]
+    changed = not docker("ps", "--quiet", *filters).strip()
+    if changed:
+        docker("rm", "--force", "--volumes", REGISTRY, check=False)
+        options = [f"--name={REGISTRY}", "--hostname=registry", "--network-alias=registry", f"--network={NETWORK}"]
+        options += [
+            f"--ip={REGISTRY_ADDRESS}",
+            f"--label={LABEL}",
+            f"--label={LABEL}.inputs={inputs}",
+            "--stop-timeout=1",
+        ]
+        options += ["--publish=127.0.0.1::80", f"--volume={data}:/var/lib/docker-registry"]
+        docker("run", "--detach", *options, image)
+    wait_for(lambda: connects(REGISTRY_ADDRESS, 80), "the image registry", 20)
+    kept = data / "pushed.json"
+    pushed = json.loads(kept.read_text()) if kept.exists() else {}
+    for name, identity in names.items():
+        if pushed.get(name, {}).get("id") != identity:
+            note(f"Pushing {name}")
+            pushed[name] = {"id": identity, "digest": push(name, identity)}
+            kept.write_text(json.dumps(pushed, indent=2))
+            changed = True
+    return {"changed": changed, "images": {name: pushed[name]["digest"] for name in sorted(names)}}
+
+
+def push(name: str, identity: str) -> str:
+    """Send an image to the registry under the path that docker.io has it at; returns its digest."""
+    path = name.removeprefix("docker.io/")
+    path = path if "/" in path else f"library/{path}"
+    # Through a port of this machine, since Docker sends to no other address without HTTPS.
+    target = f"127.0.0.1:{docker('port', REGISTRY, '80').split(':')[-1].strip()}/{path}"
+    docker("tag", identity, target)
+    try:
+        return re.findall(r"digest: (sha256:[0-9a-f]{64})", docker("push", target))[-1]
+    finally:
+        docker("rmi", target, check=False)
+
+
 # Hosts
 
 
@@ -302,7 +432,14 @@ def container_name(scenario: str, host: str) -> str:
 
 
 def up(
-    host: str, scenario: str, distribution: str, gpu: list[str], secure_boot: str, nouveau: bool, behind_proxy: bool
+    host: str,
+    scenario: str,
+    distribution: str,
+    gpu: list[str],
+    secure_boot: str,
+    nouveau: bool,
+    registry: bool = False,
+    behind_proxy: bool = False,
 ) -> dict:
     name = container_name(scenario, host)
     if docker("ps", "--quiet", "--filter", f"name=^{name}$").strip():
@@ -313,6 +450,8 @@ def up(
         ensure_mirror()
         if behind_proxy:
             ensure_proxy()
+        if registry:
+            ensure_registry()
     hardware = {
         "gpus": [GPU_COMMON | GPUS[name] for name in gpu],
         "secure_boot": {"on": True, "off": False, "none": None}[secure_boot],
@@ -324,6 +463,7 @@ def up(
             place = [f"--name={name}", f"--hostname={host}", f"--network={NETWORK}", f"--ip={address}"]
             place += [f"--add-host=mirror:{NOWHERE}"] if behind_proxy else []
             labels = [f"--label={LABEL}", f"--label={LABEL}.scenario={scenario}", f"--label={LABEL}.host={host}"]
+            labels += [f"--label={LABEL}.registry"] if registry else []
             docker("create", *place, *labels, *RUN_OPTIONS, image)
             docker("cp", "-", f"{name}:/", stdin=host_files(hardware, distribution))
             docker("start", name)
@@ -394,13 +534,20 @@ def clean() -> dict:
 
 
 def hosts() -> list[dict]:
-    """The lab's running hosts: name, scenario, container, address."""
+    """The lab's running hosts: name, scenario, container, address, whether the lab's registry is theirs."""
     if engine_problem():
         return []
     form = f'{{{{.Names}}}} {{{{.Label "{LABEL}.scenario"}}}} {{{{.Label "{LABEL}.host"}}}}'
+    with_registry = docker("ps", "--filter", f"label={LABEL}.registry", "--format", "{{.Names}}").split()
     lines = docker("ps", "--filter", f"label={LABEL}.host", "--format", form).splitlines()
     return [
-        {"name": host, "scenario": scenario, "container": name, "address": address_of(name)}
+        {
+            "name": host,
+            "scenario": scenario,
+            "container": name,
+            "address": address_of(name),
+            "registry": name in with_registry,
+        }
         for name, scenario, host in map(str.split, sorted(lines))
     ]
 
@@ -428,6 +575,7 @@ def inventory(scenario: str | None) -> dict:
             "ansible_ssh_private_key_file": str(ssh_key()),
             "ansible_ssh_common_args": " ".join(SSH_OPTIONS),
             "lab_container": host["container"],
+            **({"docker_engine_daemon_options": REGISTRY_OPTIONS} if host["registry"] else {}),
         }
         for host in hosts()
         if scenario in (None, host["scenario"])
@@ -476,6 +624,7 @@ def main() -> None:
     start.add_argument("--secure-boot", choices=["off", "on", "none"], default="off")
     start.add_argument("--nouveau", action="store_true")
     start.add_argument("--behind-proxy", action="store_true", help="the mirror is out of reach, but for the proxy")
+    start.add_argument("--registry", action="store_true")
     stop = commands.add_parser("down")
     stop.add_argument("host", nargs="?")
     stop.add_argument("--all", action="store_true")
@@ -484,7 +633,7 @@ def main() -> None:
     login.add_argument("remote", nargs=argparse.REMAINDER)
     for command in (start, stop):
         command.add_argument("--scenario", default="hand")
-    for name in ("status", "mirror", "inventory", "clean"):
+    for name in ("status", "mirror", "registry", "inventory", "clean"):
         commands.add_parser(name)
     words = parser.parse_args()
     try:
@@ -514,6 +663,11 @@ def main() -> None:
                 ensure_network()
                 changed = ensure_mirror()
             print(json.dumps({"changed": changed} | inventory(None)["all"]["vars"], indent=2))
+        elif words.command == "registry":
+            with one_at_a_time():
+                ensure_network()
+                answer = ensure_registry()
+            print(json.dumps(answer, indent=2))
         elif words.command == "clean":
             print(json.dumps(clean()))
         elif words.command == "inventory":

@@ -4,6 +4,7 @@ import importlib
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,17 @@ def test_three_runs_are_judged(actions, complaint, run_tool, tmp_path):
     done = run_tool("python", LAB / "judge_runs.py", log, "box")
     assert done.returncode == (1 if complaint else 0), done.stderr
     assert (complaint or "") in done.stderr
+
+
+def test_limits_are_lowered_to_what_the_host_may_set(tmp_path):
+    """As runc gets them: of a container that is created, of a command that is executed in one."""
+    endless = [{"type": "RLIMIT_MEMLOCK", "soft": 2**64 - 1, "hard": 2**64 - 1}]
+    program = LAB / "image/rootfs/usr/local/lib/lab/lower_limits"
+    (tmp_path / "config.json").write_text(json.dumps({"process": {"rlimits": endless}}))
+    (tmp_path / "process.json").write_text(json.dumps({"rlimits": endless}))
+    for words in (["create", "--bundle", tmp_path, "id"], ["exec", "--process", tmp_path / "process.json", "id"]):
+        command = ["prlimit", "--memlock=65536:65536", sys.executable, program, "--root", tmp_path, *words]
+        subprocess.run(command, check=True)
+    lowered = [{"type": "RLIMIT_MEMLOCK", "soft": 65536, "hard": 65536}]
+    assert json.loads((tmp_path / "config.json").read_text())["process"]["rlimits"] == lowered
+    assert json.loads((tmp_path / "process.json").read_text())["rlimits"] == lowered
