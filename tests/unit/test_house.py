@@ -70,6 +70,27 @@ def test_specification_describes_the_keys_that_the_planner_takes():
     assert set(re.findall(r"C\((\w+)\)", pinned)) == {"pinned", *PINNED_KEYS}
 
 
+def test_a_switch_that_the_command_line_turns_off_is_off():
+    """`-e name=false` gives the string false, which a condition takes for true; modules convert what they get."""
+    options = {
+        name
+        for role in ROLES
+        for name, option in load_yaml(role / "meta/argument_specs.yml")["argument_specs"]["main"]["options"].items()
+        if option["type"] == "bool"
+    }
+    converted = r"(?![\w:])(?! \|( default\(\w+\) \|)? bool\b)(?!( \| default\(\w+\))? }}\")"
+    found = [
+        f"{path.relative_to(REPO_ROOT)}: {line.strip()}"
+        for pattern in ("roles/*/tasks/*.yml", "roles/*/vars/*.yml", "playbooks/*.yml")
+        for path in REPO_ROOT.glob(pattern)
+        for line in path.read_text("utf-8").splitlines()
+        for name in options
+        if not line.lstrip().startswith("#") and re.search(rf"\b{name}{converted}", line)
+    ]
+    assert options
+    assert not found
+
+
 def test_no_task_hides_a_failure():
     found = [
         f"{path.relative_to(REPO_ROOT)}: {task.get('name')}"
