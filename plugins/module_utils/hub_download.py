@@ -163,7 +163,7 @@ def fetch(home, name, revision, min_free_bytes):
     """Bring the revision to completeness; what was done."""
     from huggingface_hub import HfApi, snapshot_download
 
-    # snapshot_download takes a half-filled snapshot for success when the network is gone, so the files are counted here.
+    # Without network, snapshot_download takes a half-filled snapshot for success, so the files are counted here.
     info = HfApi().model_info(name, revision=revision, files_metadata=True)
     every = {entry.rfilename: entry.size for entry in info.siblings}
     sizes = {file: every[file] for file in needed_files(every)}

@@ -101,8 +101,8 @@ EXAMPLES = r"""
 RETURN = r"""
 models:
   description:
-    - Each model and what became of it. C(state) is V(present), V(fetched), V(adopted) (the Hub was out of reach, and the
-      cache looks complete), V(local) (a directory of the host), in check mode V(missing), or V(unknown) where only a
+    - Each model and what became of it. C(state) is V(present), V(fetched), V(adopted) (the Hub was out of reach, and
+      the cache looks complete), V(local) (a directory of the host), in check mode V(missing), or V(unknown) where only a
       container could tell.
   returned: always
   type: list
@@ -150,8 +150,8 @@ def message(name: str, revision: str, result: dict[str, Any], options: dict[str,
     state, said = result["state"], f" The Hub says: {result['error']}" if result.get("error") else ""
     if state == "gated" and not options["token"]:
         return (
-            f"{name} is gated, and there is no token. Accept its conditions at {hub}/{name}, make a token that may read "
-            f"at {hub}/settings/tokens, and set {TOKEN_VARIABLE} to it, in a vault.{said}"
+            f"{name} is gated, and there is no token. Accept its conditions at {hub}/{name}, make a token that may "
+            f"read at {hub}/settings/tokens, and set {TOKEN_VARIABLE} to it, in a vault.{said}"
         )
     if state == "gated":
         return (
