@@ -159,35 +159,50 @@ def write_marker(home, name, revision, commit, files):
     write(marker_path(home, name, revision), json.dumps(marker, indent=1, sort_keys=True) + "\n")
 
 
-def fetch(home, name, revision, min_free_bytes):
-    """Bring the revision to completeness; what was done."""
-    from huggingface_hub import HfApi, snapshot_download
+def wanted_files(name, revision):
+    """The commit that the revision is now, and the sizes of the files that an engine may read, by the Hub."""
+    from huggingface_hub import HfApi
 
-    # Without network, snapshot_download takes a half-filled snapshot for success, so the files are counted here.
     info = HfApi().model_info(name, revision=revision, files_metadata=True)
     every = {entry.rfilename: entry.size for entry in info.siblings}
-    sizes = {file: every[file] for file in needed_files(every)}
-    missing = lacking(home, name, info.sha, sizes)
+    return info.sha, {file: every[file] for file in needed_files(every)}
+
+
+def fetch(home, name, revision, min_free_bytes, commit, sizes):
+    """Bring the snapshot to completeness; what was done."""
+    from huggingface_hub import snapshot_download
+
+    missing = lacking(home, name, commit, sizes)
     needed = max(0, sum(sizes[file] or 0 for file in missing) - unfinished_bytes(home, name))
     free = shutil.disk_usage(home).free
     if missing and needed + min_free_bytes > free:
         return {"state": "disk", "needed": needed, "free": free}
+    snapshot = os.path.join(repository(home, name), "snapshots", commit)
     if missing:
-        snapshot_download(name, revision=info.sha, allow_patterns=[glob.escape(file) for file in sizes], max_workers=4)
-        still = lacking(home, name, info.sha, sizes)
+        for file in missing:
+            discard(os.path.join(snapshot, file))  # a file of another size would be taken for the right one
+        snapshot_download(name, revision=commit, allow_patterns=[glob.escape(file) for file in sizes], max_workers=4)
+        # Without network, it takes a half-filled snapshot for success.
+        still = lacking(home, name, commit, sizes)
         if still:
             raise ConnectionError(f"{len(still)} of {len(sizes)} files are still missing, such as {still[0]}")
     if not is_commit(revision):
-        write(os.path.join(repository(home, name), "refs", revision), info.sha)
-    snapshot = os.path.join(repository(home, name), "snapshots", info.sha)
+        write(os.path.join(repository(home, name), "refs", revision), commit)
     sizes = {file: os.stat(os.path.join(snapshot, file)).st_size for file in sizes}
-    write_marker(home, name, revision, info.sha, sizes)
+    write_marker(home, name, revision, commit, sizes)
     return {
         "state": "fetched",
-        "commit": info.sha,
+        "commit": commit,
         "downloaded": sum(sizes[file] for file in missing),
         "bytes": sum(sizes.values()),
     }
+
+
+def discard(link):
+    """Remove a file of a snapshot, and what it links to."""
+    for path in (os.path.realpath(link), link):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
 
 
 def unfinished_bytes(home, name):
@@ -219,21 +234,22 @@ def kind_of(error):
 
 def attempt(home, name, revision, min_free_bytes, retries):
     """`fetch`, again after a fault of the network, as a result that JSON can carry."""
+    known = None
     for turn in range(retries + 1):
         try:
-            return fetch(home, name, revision, min_free_bytes)
+            known = wanted_files(name, revision)
+            return fetch(home, name, revision, min_free_bytes, *known)
         except Exception as error:
             kind, text = kind_of(error), " ".join(str(error).split())[:1000] or type(error).__name__
         if kind != "network" or turn == retries:
             break
         time.sleep(min(60, 5 * 2**turn))
-    if kind == "network" and not complete(home, name, revision):
-        files = looks_complete(home, name, revision)
-        if files:
-            commit = commit_of(home, name, revision)
-            write_marker(home, name, revision, commit, files)
-            return {"state": "adopted", "commit": commit, "bytes": sum(files.values()), "downloaded": 0, "error": text}
-    return {"state": kind, "error": text}
+    files = looks_complete(home, name, revision) if kind == "network" and known is None else None
+    if not files:
+        return {"state": kind, "error": text}
+    commit = commit_of(home, name, revision)
+    write_marker(home, name, revision, commit, files)
+    return {"state": "adopted", "commit": commit, "bytes": sum(files.values()), "downloaded": 0, "error": text}
 
 
 def main(parameters):

@@ -102,8 +102,8 @@ RETURN = r"""
 models:
   description:
     - Each model and what became of it. C(state) is V(present), V(fetched), V(adopted) (the Hub was out of reach, and
-      the cache looks complete), V(local) (a directory of the host), in check mode V(missing), or V(unknown) where only a
-      container could tell.
+      the cache looks complete), V(local) (a directory of the host), in check mode V(missing), or V(unknown) where only
+      a container could tell.
   returned: always
   type: list
   elements: dict

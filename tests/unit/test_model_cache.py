@@ -12,6 +12,7 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -37,8 +38,8 @@ HUB = {
     "lab/tiny": {"revisions": COMMITS, "files": FILES},
     "lab/gated": {"revisions": COMMITS, "files": FILES, "gated": TOKEN},
 }
-# Knows volumes (directories in volumes/), images (names in images) and containers (files in containers/). `run` runs the
-# script from its standard input with this Python, the stand-in, and the cache's real path.
+# Knows volumes (directories in volumes/), images (names in images) and containers (files in containers/). `run` runs
+# the script from its standard input with this Python, the stand-in, and the cache's real path.
 FAKE_DOCKER = """
 words = sys.argv[1:]
 with open(home / "calls", "a") as calls:
@@ -166,7 +167,10 @@ def test_a_model_is_fetched_once(host: Host):
 
 def test_two_services_with_one_model_fetch_it_once(host: Host):
     result = host.run({"name": "lab/tiny"}, {"name": "lab/tiny"}, {"name": "lab/tiny", "revision": "v2"})
-    assert [(model["revision"], model["state"]) for model in result["models"]] == [("main", "fetched"), ("v2", "fetched")]
+    assert [(model["revision"], model["state"]) for model in result["models"]] == [
+        ("main", "fetched"),
+        ("v2", "fetched"),
+    ]
     assert result["models"][1]["downloaded"] > 0
     assert len(host.runs) == 2
     assert len(host.transferred) == len(NEEDED)  # the files of v2 are the same blobs
@@ -197,16 +201,11 @@ def test_what_is_no_longer_whole_is_fetched_again(host: Host, damage: str):
     if damage == "file":
         file.resolve().unlink()
     elif damage == "size":
-        shutil.copy(file.resolve(), host.cache / "copy")
-        file.unlink()
         file.write_bytes(b"short")
     elif damage == "ref":
         Path(hub_download.repository(host.cache, "lab/tiny"), "refs/main").write_text(COMMITS["v2"])
     else:
         Path(hub_download.marker_path(host.cache, "lab/tiny", "main")).unlink()
-    if damage == "size":
-        # As after a full disk; huggingface_hub itself takes a file of any size for the right one.
-        file.unlink()
     result = host.run()
     assert (result["changed"], result["models"][0]["state"]) == (True, "fetched")
     assert host.run()["changed"] is False
@@ -223,7 +222,7 @@ def test_an_interrupted_download_goes_on(host: Host):
     result = host.run()
     assert result["models"][0]["state"] == "fetched"
     assert host.transferred[1] == "20 of 40"
-    assert contents(host.snapshot())["config.json"] == (b"config.json" * 4)[:40]
+    assert contents(host.snapshot())["config.json"] == json.dumps(("config.json" * 4)[:38]).encode()
 
 
 def test_a_fault_of_the_network_is_tried_again_in_the_same_container(host: Host):
@@ -276,8 +275,7 @@ def test_a_gated_model_with_a_token_that_has_no_access(host: Host):
 def test_the_token_is_seen_by_nobody(host: Host):
     result = host.run({"name": "lab/gated"}, token=TOKEN, proxy="http://user:pass-word@proxy.example:3128")
     assert result["models"][0]["state"] == "fetched"
-    invocation = json.dumps({key: value for key, value in result.items()})
-    seen = invocation + (host.home / "calls").read_text() + (host.home / "environments").read_text()
+    seen = json.dumps(result) + (host.home / "calls").read_text() + (host.home / "environments").read_text()
     files = b"".join(contents(host.home).values())
     for secret in (TOKEN, "pass-word"):
         assert secret not in seen
@@ -329,7 +327,7 @@ def test_a_cache_that_was_filled_elsewhere_serves_without_the_hub(host: Host):
     (host.cache / "down").touch()
     result = host.run()
     assert result["models"][0]["state"] == "adopted"
-    assert "taken as it is" in result["warnings"][0]
+    assert "taken as it is" in json.dumps(result["warnings"])
     assert host.run()["changed"] is False
 
     shutil.rmtree(host.cache / "blackwell-serving")
@@ -474,7 +472,13 @@ def engine_image(docker, tmp_path_factory) -> str:
 def test_in_a_real_container(docker, engine_image: str, run_module, docker_compose, tmp_path: Path):
     project = f"model-cache-test-{uuid.uuid4().hex[:8]}"
     model = {"name": "lab/gated", "image": engine_image}
-    arguments = {"models": [model], "project": project, "volume": "huggingface-cache", "retries": 0, "min_free_bytes": 0}
+    arguments = {
+        "models": [model],
+        "project": project,
+        "volume": "huggingface-cache",
+        "retries": 0,
+        "min_free_bytes": 0,
+    }
     try:
         assert run_module("model_cache", check=True, **arguments)["models"][0]["state"] == "missing"
         refused = run_module("model_cache", **arguments)
@@ -495,10 +499,14 @@ def test_in_a_real_container(docker, engine_image: str, run_module, docker_compo
         subprocess.run([*docker_compose, "down", "--volumes"], cwd=tmp_path, capture_output=True, check=True)
         assert project not in docker("volume", "ls", "--quiet")
     finally:
-        subprocess.run(["docker", "volume", "rm", "--force", f"{project}_huggingface-cache"], capture_output=True, check=False)
+        subprocess.run(
+            ["docker", "volume", "rm", "--force", f"{project}_huggingface-cache"], capture_output=True, check=False
+        )
 
 
-def test_a_real_container_that_is_killed_goes_on_and_shows_no_token(docker, engine_image: str, run_module, tmp_path: Path):
+def test_a_real_container_that_is_killed_goes_on_and_shows_no_token(
+    docker, engine_image: str, run_module, tmp_path: Path
+):
     cache = tmp_path / "cache"
     cache.mkdir()
     (cache / "hang").touch()
@@ -539,8 +547,6 @@ def test_a_real_container_that_is_killed_goes_on_and_shows_no_token(docker, engi
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    import time
-
     for _ in range(300):
         if condition():
             return
