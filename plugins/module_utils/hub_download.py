@@ -95,7 +95,7 @@ def looks_complete(home, name, revision):
     """Sizes of the files of a snapshot that nothing visible is missing from, for a cache that something else filled."""
     commit = commit_of(home, name, revision)
     snapshot = os.path.join(repository(home, name), "snapshots", commit or "-")
-    if not commit or glob.glob(os.path.join(glob.escape(repository(home, name)), "blobs", "*.incomplete")):
+    if not commit or blobs(home, name, "*.incomplete"):
         return None
     found = sorted(
         os.path.relpath(os.path.join(folder, file), snapshot)
@@ -137,11 +137,18 @@ def directory_problem(path):
 
 def partial_bytes(home, name):
     """Bytes of the model that are in the cache already, parts of files included."""
-    total = 0
-    for blob in glob.glob(os.path.join(glob.escape(repository(home, name)), "blobs", "*")):
-        with contextlib.suppress(OSError):
-            total += os.stat(blob).st_blocks * 512
-    return total
+    left = set(leftovers(home, name))
+    return sum(os.stat(blob).st_blocks * 512 for blob in blobs(home, name) if blob not in left)
+
+
+def blobs(home, name, pattern="*"):
+    return glob.glob(os.path.join(glob.escape(repository(home, name)), "blobs", pattern))
+
+
+def leftovers(home, name):
+    """Parts of files that no run goes on with: since 1.18, huggingface_hub gives each attempt a name of its own
+    (https://github.com/huggingface/huggingface_hub/issues/4196)."""
+    return blobs(home, name, "*.????????.incomplete")
 
 
 def write(path, text):
@@ -172,6 +179,8 @@ def fetch(home, name, revision, min_free_bytes, commit, sizes):
     """Bring the snapshot to completeness; what was done."""
     from huggingface_hub import snapshot_download
 
+    for part in leftovers(home, name):
+        os.unlink(part)
     missing = lacking(home, name, commit, sizes)
     needed = max(0, sum(sizes[file] or 0 for file in missing) - unfinished_bytes(home, name))
     free = shutil.disk_usage(home).free
@@ -207,8 +216,7 @@ def discard(link):
 
 def unfinished_bytes(home, name):
     """Bytes of files whose download was interrupted, which goes on from there."""
-    pattern = os.path.join(glob.escape(repository(home, name)), "blobs", "*.incomplete")
-    return sum(os.stat(blob).st_blocks * 512 for blob in glob.glob(pattern))
+    return sum(os.stat(blob).st_blocks * 512 for blob in blobs(home, name, "*.incomplete"))
 
 
 def kind_of(error):

@@ -12,7 +12,8 @@ description:
     in a container without GPU and capabilities, which does not stay. Nothing is installed on the host.
   - After a download, a marker in the cache's C(blackwell-serving/) names the commit, its files and their sizes. While
     they are all there, no container is started and the Hub is not asked. Without the marker it is asked again.
-  - An interrupted download goes on where it was. Only the files that the engines read are downloaded.
+  - After an interruption, finished files stay. A file that was cut off goes on where it was, or begins anew where the
+    image has huggingface_hub 1.18 or newer. Only the files that the engines read are downloaded.
   - The token and the proxy go to the container through its standard input, so that no command line, environment, file
     or C(docker inspect) shows them.
 options:
@@ -172,10 +173,12 @@ def message(name: str, revision: str, result: dict[str, Any], options: dict[str,
             f"which {gib(options['min_free_bytes'])} must stay free. Nothing of it was downloaded."
         )
     if state == "full":
-        return f"The cache's disk is full. Make room and run again; {name} goes on where it was. ({result['error']})"
+        return (
+            f"The cache's disk is full. Make room and run again; the finished files of {name} stay. ({result['error']})"
+        )
     if state == "network":
         return (
-            f"{hub} could not be reached for {name}. What was downloaded stays, and the next run goes on there. "
+            f"{hub} could not be reached for {name}. Finished files stay, and the next run goes on from there. "
             f"The last error: {result['error']}"
         )
     return f"The download of {name} failed: {result['error']}"
@@ -347,8 +350,8 @@ class Fetcher:
         except subprocess.TimeoutExpired:
             return {
                 "state": "failed",
-                "error": f"it took longer than {options['timeout']} seconds. What was downloaded stays, and the next "
-                "run goes on there.",
+                "error": f"it took longer than {options['timeout']} seconds. Finished files stay, and the next "
+                "run goes on from there",
             }
         finally:
             self.remove()

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -14,16 +15,17 @@ from ansible_collections.blackwell.serving.plugins.module_utils import hub_downl
 
 TOKEN = "hf_made-up-token-of-a-test"
 COMMIT = "5c1d1a4b0e9f4a1a8f8b8f7f0c7b3c5e2d9a6b41"
-WEIGHTS = b"weights " * 500_000
+WEIGHTS = b"weights " * 1000
+LARGE = WEIGHTS * 4000  # larger than the pieces that huggingface_hub writes
 FILES = {
     "config.json": b'{"model_type": "made up"}',
     "model-00001-of-00002.safetensors": WEIGHTS,
-    "model-00002-of-00002.safetensors": WEIGHTS[1:],
+    "model-00002-of-00002.safetensors": LARGE,
     "model.safetensors.index.json": json.dumps(
         {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
     ).encode(),
-    "consolidated.safetensors": WEIGHTS[2:],
-    "pytorch_model.bin": WEIGHTS[3:],
+    "consolidated.safetensors": WEIGHTS[1:],
+    "pytorch_model.bin": WEIGHTS[2:],
 }
 NEEDED = {name for name in FILES if name.startswith(("config", "model"))}
 
@@ -112,9 +114,10 @@ def hub():
     server.server_close()
 
 
-@pytest.fixture(scope="module", params=["0.30.2", "0.34.4", "0.36.0", "2.4.0"])
+# Without the command `hf`, with it, the last that goes on within a file, and one that begins a file anew.
+@pytest.fixture(scope="module", params=["0.30.2", "0.34.4", "1.17.0", "2.4.0"])
 def packages(request, tmp_path_factory) -> Path:
-    """A directory with huggingface_hub from PyPI: the last without `hf`, the first with it, the last 0.x, a 2.x."""
+    """A directory with huggingface_hub from PyPI."""
     target = tmp_path_factory.mktemp("packages")
     subprocess.run(
         [sys.executable, "-m", "pip", "install", "-q", "--target", target, f"huggingface_hub=={request.param}"],
@@ -162,7 +165,7 @@ def result_of(process: subprocess.Popen[str]) -> dict:
 
 
 @pytest.mark.package_index
-def test_download_resume_and_errors(start, hub, tmp_path: Path):
+def test_download_resume_and_errors(start, packages: Path, hub, tmp_path: Path):
     assert result_of(start("lab/gated"))["state"] == "gated"
     assert result_of(start("lab/none"))["state"] == "missing"
     assert result_of(start("lab/open", revision="v9"))["state"] == "revision"
@@ -172,9 +175,9 @@ def test_download_resume_and_errors(start, hub, tmp_path: Path):
     hub.breaks = "model-00002-of-00002.safetensors"
     process = start("lab/gated", TOKEN)
     assert hub.part_sent.wait(60)
-    blobs = Path(hub_download.repository(tmp_path, "lab/gated"), "blobs")
-    while not any(part.stat().st_size for part in blobs.glob("*.incomplete")):
+    while hub_download.unfinished_bytes(tmp_path, "lab/gated") < 2**20:
         assert process.poll() is None
+        time.sleep(0.1)
     process.kill()
     process.communicate()
     assert hub_download.complete(tmp_path, "lab/gated", "main") is None
@@ -186,7 +189,9 @@ def test_download_resume_and_errors(start, hub, tmp_path: Path):
     assert result["bytes"] == sum(len(FILES[name]) for name in NEEDED)
     snapshot = Path(hub_download.repository(tmp_path, "lab/gated"), "snapshots", COMMIT)
     assert {path.name: path.read_bytes() for path in snapshot.iterdir()} == {name: FILES[name] for name in NEEDED}
-    assert dict(hub.served)["model-00002-of-00002.safetensors"] > 0
+    goes_on = not list(packages.glob("huggingface_hub-2*"))
+    assert (dict(hub.served)["model-00002-of-00002.safetensors"] > 0) == goes_on
+    assert not hub_download.blobs(tmp_path, "lab/gated", "*.incomplete")
 
     hub.served.clear()
     assert result_of(start("lab/gated"))["state"] == "present"

@@ -216,7 +216,7 @@ def test_an_interrupted_download_goes_on(host: Host):
     (host.cache / "break").touch()
     broken = host.run()
     assert broken["failed"]
-    assert "next run goes on" in broken["msg"]
+    assert "next run goes on from there" in broken["msg"]
     assert host.transferred == ["40 of 40"]
     (host.cache / "break").unlink()
     result = host.run()
