@@ -552,3 +552,19 @@ def wait_for(condition: Callable[[], object]) -> None:
             return
         time.sleep(0.1)
     pytest.fail("it did not happen within 30 seconds")
+
+
+def test_as_ansible_sends_it(host: Host, run_tool):
+    """In one archive, from which the module takes the script for the container."""
+    arguments = {
+        "models": [{"name": "lab/tiny", "image": IMAGE}],
+        "path": str(host.home / "cache"),
+        "min_free_bytes": 0,
+    }
+    done = run_tool(
+        *("ansible", "localhost", "--module-name=blackwell.serving.model_cache", "--connection=local"),
+        *("--inventory=localhost,", f"--extra-vars=ansible_python_interpreter={sys.executable}"),
+        f"--args={json.dumps(arguments)}",
+        env={"PATH": f"{host.home / 'bin'}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
+    )
+    assert '"state": "fetched"' in done.stdout or "state: fetched" in done.stdout, done.stdout + done.stderr
