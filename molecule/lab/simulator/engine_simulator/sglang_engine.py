@@ -20,7 +20,8 @@ CAPTURE_FAILED = (
     "Open an issue on GitHub https://github.com/sgl-project/sglang/issues/new/choose \n"
 )
 # arg_groups/memory_hook.py: GPU memory below this many MiB -> chunked prefill size, largest decode graph
-TIERS = ((20480, 2048, 8), (35840, 4096, 24), (61440, 4096, 32), (163840, 8192, 256), (math.inf, 16384, 512))
+# (before 0.5.20 the second tier had 2048 and 24)
+TIERS = ((20480, 2048, 8), (35840, 4096, 48), (61440, 4096, 32), (163840, 8192, 256), (math.inf, 16384, 512))
 
 
 class SGLang(Engine):
@@ -54,6 +55,8 @@ class SGLang(Engine):
         words = self.words
         memory = min(gpu.total_mib for gpu in self.gpus[: self.tp])
         _, chunk, graphs = next(tier for tier in TIERS if memory < tier[0])
+        if (chunk, graphs) == (4096, 48) and self.release < (0, 5, 20):
+            chunk, graphs = 2048, 24
         given = words.get("chunked_prefill_size")
         self.chunk = given if given and given > 0 else chunk
         self.context_length = words.get("context_length") or self.model["max_context"]
