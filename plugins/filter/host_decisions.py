@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from ansible_collections.blackwell.serving.plugins.module_utils import addresses, host_decisions
+from ansible_collections.blackwell.serving.plugins.module_utils import host_decisions
 from ansible_collections.blackwell.serving.plugins.plugin_utils import host_catalog
 
 
@@ -62,5 +62,4 @@ class FilterModule:
             "replaced_in_use": host_decisions.replaced_in_use,
             "toolkit_plan": toolkit_plan,
             "discovered_gpus": discovered_gpus,
-            "proxy_environment": addresses.proxy_environment,
         }

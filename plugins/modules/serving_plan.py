@@ -47,7 +47,7 @@ options:
     type: str
     default: serving
   image_locks:
-    description: The content that each image's tag stands for, C({reference: {digest: sha256:...}}).
+    description: The content that each image's tag stands for, a dictionary with C(digest) by reference.
     type: dict
     default: {}
 attributes:

@@ -24,6 +24,7 @@ ON_CONTROL_NODE = {
     "debug",
     "fail",
     "group_by",
+    "image_locks",
     "import_playbook",
     "import_role",
     "import_tasks",

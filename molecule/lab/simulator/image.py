@@ -18,6 +18,7 @@ from write_gpu_code import elf_with_gpu_code  # noqa: E402
 
 PACKAGES = "usr/local/lib/python3.12/dist-packages"  # where the real images keep them
 HOPPER_ONLY = {"sglang": "sgl_kernel/flash_ops.abi3.so", "vllm": "vllm/vllm_flash_attn/_vllm_fa3_C.abi3.so"}
+PYTHON_PACKAGES = ("engine_simulator", "huggingface_hub")
 MODULES = {"sglang": "sglang/launch_server.py", "vllm": "vllm/entrypoints/openai/api_server.py"}
 
 
@@ -47,7 +48,7 @@ def image_inputs(key: str) -> tuple[dict, list[bytes]]:
     entry = load(REPO_ROOT / "catalog/images.yml")["images"][key]
     flags = REPO_ROOT / f"catalog/engine_flags/{entry['engine']}-{entry['engine_version']}.yml"
     sources = [
-        *sorted((HERE / "engine_simulator").glob("*.py")),
+        *[path for package in PYTHON_PACKAGES for path in sorted((HERE / package).glob("*.py"))],
         HERE / "sizes.yml",
         HERE / "Dockerfile",
         Path(__file__),
@@ -61,9 +62,8 @@ def write_root(root: Path, key: str) -> dict:
     entry = load(REPO_ROOT / "catalog/images.yml")["images"][key]
     engine, version = entry["engine"], str(entry["engine_version"])
     packages = root / PACKAGES
-    shutil.copytree(
-        HERE / "engine_simulator", packages / "engine_simulator", ignore=shutil.ignore_patterns("__pycache__")
-    )
+    for package in PYTHON_PACKAGES:
+        shutil.copytree(HERE / package, packages / package, ignore=shutil.ignore_patterns("__pycache__"))
     for file, codes in library_files(engine, version, entry).items():
         (packages / file).parent.mkdir(parents=True, exist_ok=True)
         (packages / file).write_bytes(elf_with_gpu_code(codes))

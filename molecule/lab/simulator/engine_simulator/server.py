@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from . import machine
 from .engine import FINGERPRINT, Engine, EngineDead, Refused
 from .ledger import GIB
+from .vllm_engine import BLOCK
 
 OPEN = ("/health", "/metrics", "/ping", "/version", "/load")
 
@@ -237,7 +238,7 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/load":
             return lambda: self.send_json({"server_load": engine.running})
         if path == "/metrics":
-            return lambda: self.send_metrics(vllm_metrics(engine))
+            return lambda: self.send_metrics(vllm_metrics(engine), cache_config(engine))
         return None
 
     # ---- answers ----
@@ -263,13 +264,13 @@ class Handler(BaseHTTPRequestHandler):
         sglang = {"object": "error"} | error
         self.send_json(sglang if self.engine.engine == "sglang" else {"error": error}, problem.status)
 
-    def send_metrics(self, metrics: dict[str, float]) -> None:
+    def send_metrics(self, metrics: dict[str, float], more: str = "") -> None:
         label = f'{{model_name="{self.engine.served}"}}'
         lines = [
             f"# HELP {name} simulated\n# TYPE {name} {metric_type(name)}\n{name}{label} {value}\n"
             for name, value in metrics.items()
         ]
-        self.send_bytes("".join(lines).encode(), "text/plain; version=0.0.4; charset=utf-8")
+        self.send_bytes("".join([*lines, more]).encode(), "text/plain; version=0.0.4; charset=utf-8")
 
 
 def metric_type(name: str) -> str:
@@ -311,6 +312,13 @@ def vllm_metrics(engine: Engine) -> dict[str, float]:
         "vllm:generation_tokens_total": engine.totals["generated"],
         "vllm:request_success_total": engine.totals["requests"],
     }
+
+
+def cache_config(engine: Engine) -> str:
+    """The info metric with the size of the KV cache: v1/metrics/loggers.py, log_metrics_info."""
+    name = "vllm:cache_config_info"
+    labels = f'block_size="{BLOCK}",cache_dtype="auto",engine="0",num_gpu_blocks="{engine.blocks}"'
+    return f"# HELP {name} simulated\n# TYPE {name} gauge\n{name}{{{labels}}} 1.0\n"
 
 
 def serve(engine: Engine) -> None:
