@@ -134,8 +134,7 @@ attributes:
     support: full
     description:
       - Without Docker, all images are foretold to be brought. GPU code is then returned only of images that are there.
-  diff_mode:
-    support: full
+extends_documentation_fragment: blackwell.serving.full_support
 author:
   - The blackwell.serving maintainers
 """

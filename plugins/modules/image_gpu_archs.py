@@ -47,8 +47,10 @@ options:
 attributes:
   check_mode:
     support: full
+    description: Reads the same.
   diff_mode:
     support: none
+    description: Nothing is changed.
 author:
   - The blackwell.serving maintainers
 """

@@ -20,11 +20,7 @@ options:
     description: What is added or replaced, C(digest) or C(id) by reference. Empty, the file is only read.
     type: dict
     default: {}
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: full
+extends_documentation_fragment: blackwell.serving.full_support
 author:
   - The blackwell.serving maintainers
 """

@@ -81,8 +81,7 @@ attributes:
   check_mode:
     support: full
     description: Starts no container. A host without Docker is told what would be downloaded.
-  diff_mode:
-    support: full
+extends_documentation_fragment: blackwell.serving.full_support
 author:
   - The blackwell.serving maintainers
 """

@@ -1,4 +1,7 @@
-"""What runs on hosts runs under their own Python, from 3.9 on, and needs nothing but its standard library."""
+"""What runs on hosts runs under their own Python, from 3.9 on, and loads with nothing but its standard library.
+
+What a function imports for itself (python-on-whales from its environment, an image's huggingface_hub) is left out.
+"""
 
 import ast
 import fnmatch
@@ -13,10 +16,18 @@ MODULE_UTILS = "ansible_collections.blackwell.serving.plugins.module_utils"
 NAMES = {path.stem for path in (REPO_ROOT / "plugins/action").glob("*.py")}  # their modules are documentation alone
 
 
+def outside_functions(node: ast.AST):
+    """The nodes that run when the file is imported."""
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield child
+            yield from outside_functions(child)
+
+
 def imports(path: Path):
     """Dotted names that a file imports, relative ones resolved; of `from a import b` both a and a.b."""
     parent = ".".join(["ansible_collections.blackwell.serving", *path.relative_to(REPO_ROOT).parts[:-1]])
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    for node in outside_functions(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -58,4 +69,4 @@ def test_file_runs_on_old_hosts(path):
     linted_for = tomllib.loads((REPO_ROOT / "pyproject.toml").read_text())["tool"]["ruff"]["per-file-target-version"]
     relative = path.relative_to(REPO_ROOT).as_posix()
     versions = {version for pattern, version in linted_for.items() if fnmatch.fnmatch(relative, pattern)}
-    assert versions == {"py39"}, f"name {relative} in pyproject.toml"
+    assert versions and versions <= {"py38", "py39"}, f"name {relative} in pyproject.toml"
