@@ -60,6 +60,7 @@ class ActionModule(ActionBase):
             summary=headline(plan),
             output_dir=str(directory),
             files=sorted(files),
+            compose=files.get("compose.yaml", ""),
         )
         if self._task.diff:
             result["diff"] = _diff(directory, before, files)

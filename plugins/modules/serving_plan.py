@@ -94,4 +94,8 @@ files:
   returned: always
   type: list
   elements: str
+compose:
+  description: The text of C(compose.yaml), empty where the plan does not fit; also in check mode, which writes no file.
+  returned: always
+  type: str
 """
