@@ -24,8 +24,9 @@ ARGUMENTS = {
     "output_dir": {"type": "path", "required": True},
     "project_name": {"type": "str", "default": "serving"},
     "image_locks": {"type": "dict", "default": {}},
+    "models_offline": {"type": "bool", "default": False},
 }
-DECLARED = ("mode", "gpus", "services", "bind_address", "gpu_request", "project_name", "image_locks")
+DECLARED = ("mode", "gpus", "services", "bind_address", "gpu_request", "project_name", "image_locks", "models_offline")
 
 
 class ActionModule(ActionBase):

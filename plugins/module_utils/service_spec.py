@@ -14,6 +14,9 @@ from .placement import Placed
 from .units import GIB
 
 MODEL_CACHE = "/root/.cache/huggingface"
+# The engine finds its model in the cache and asks nobody: it has no token, and a start must not depend on the Hub. vLLM
+# then names the model after its directory, unless it is told a name (vllm/engine/arg_utils.py).
+OFFLINE = {"HF_HUB_OFFLINE": "1"}
 # A cold start reads (at worst downloads) the weights and compiles kernels. Health may fail that long before it counts.
 START_BASE_S, START_PER_GIB_S = 600, 60
 
@@ -24,6 +27,7 @@ def service_spec(
     """Container settings of a placed service. ``roles``: options that the plan decides, by role."""
     service = entry.service
     settings = service.settings
+    offline = bool(declaration.get("models_offline")) and not service.directory
     return {
         "container_name": service.container_name,
         "container_port": service.container_port,
@@ -31,9 +35,9 @@ def service_spec(
         "bind_address": str(declaration.get("bind_address", "127.0.0.1")),
         "gpu_request": str(declaration.get("gpu_request", "cdi")),
         "entrypoint": list(settings["entrypoint"]),
-        "command": _command(entry, roles),
+        "command": _command(entry, roles, offline),
         **({"original_command": _notes_command(service)} if service.profile == "notes" else {}),
-        "environment": dict(service.environment),
+        "environment": {**(OFFLINE if offline else {}), **service.environment},
         "depends_on": list(before),
         "volumes": _volumes(entry),
         "healthcheck": {
@@ -47,10 +51,10 @@ def service_spec(
     }
 
 
-def _command(entry: Placed, roles: Options) -> list[str]:
+def _command(entry: Placed, roles: Options, offline: bool) -> list[str]:
     service, flags = entry.service, entry.service.flags
     model = {"model": service.model, "host": "0.0.0.0", "port": service.container_port}
-    if service.directory:
+    if service.directory or offline:
         model["served_name"] = _served_name(service)
     declared = {
         "kv_dtype": None if service.kv_cache_dtype == "auto" else service.kv_cache_dtype,

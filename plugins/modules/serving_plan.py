@@ -50,6 +50,10 @@ options:
     description: The content that each image's tag stands for, a dictionary with C(digest) by reference.
     type: dict
     default: {}
+  models_offline:
+    description: Whether the models are in the host's cache before the engines start, which then do not ask the Hub.
+    type: bool
+    default: false
 attributes:
   check_mode:
     support: full

@@ -160,3 +160,14 @@ def test_the_health_probe_reports_what_the_server_says(make_plan, tmp_path):
     server.shutdown()
     server.server_close()
     assert not healthy()
+
+
+def test_engines_whose_models_are_there_ask_no_hub_and_keep_their_names(make_plan):
+    asked, offline = make_plan(SERVICES), make_plan(SERVICES, models_offline=True)
+    for before, service in zip(asked["services"], offline["services"], strict=True):
+        assert "HF_HUB_OFFLINE" not in before["environment"]
+        assert service["environment"]["HF_HUB_OFFLINE"] == "1"
+        assert f"--served-model-name={service['model']}" in service["command"]
+        assert service["served_name"] == service["model"]
+    chosen = make_plan([SERVICES[0] | {"environment": {"HF_HUB_OFFLINE": "0"}}], models_offline=True)
+    assert chosen["services"][0]["environment"]["HF_HUB_OFFLINE"] == "0"
