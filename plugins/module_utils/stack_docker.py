@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -16,6 +17,11 @@ from .host_facts.host import Host
 from .stack_steps import PROJECT_LABEL
 
 STOP_SECONDS = 30
+# How long a restart of dockerd may take; with live-restore, containers run on meanwhile.
+ENGINE_BACK_SECONDS = 120
+_ENGINE_GONE = re.compile(
+    r"Cannot connect to the Docker daemon|error during connect|connection (?:reset|refused)|broken pipe|\bEOF$"
+)
 _TIMED = re.compile(r"^(\d{4}-\d\d-\d\dT\S+Z) ?(.*)$")
 
 
@@ -31,6 +37,15 @@ class StackDocker:
 
     def answers(self) -> bool:
         return self.host.docker_api(self.socket, ["/version"])[0] is not None
+
+    def answers_again(self, timeout: float = ENGINE_BACK_SECONDS) -> bool:
+        """Wait for an engine that is starting anew."""
+        end = time.monotonic() + timeout
+        while not self.answers():
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.5)
+        return True
 
     def containers(self) -> list[dict[str, Any]]:
         """All containers of this host as the engine describes them, also those that don't run."""
@@ -105,15 +120,18 @@ class StackDocker:
     def pull(self, reference: str) -> None:
         self._do(lambda: self.compose([]).image.pull(reference, quiet=True))
 
-    @staticmethod
-    def _do(action: Any) -> None:
+    def _do(self, action: Any) -> None:
+        """Do it; once more where the engine went away meanwhile, which is no harm, as each action may be repeated."""
         from python_on_whales.exceptions import DockerException
 
-        try:
-            action()
-        except DockerException as problem:
-            words = (problem.stderr or problem.stdout or str(problem)).strip().splitlines()
-            raise DockerProblem("\n".join(words[-5:])) from problem
+        for again in (True, False):
+            try:
+                action()
+                return
+            except DockerException as problem:
+                said = (problem.stderr or problem.stdout or str(problem)).strip()
+                if not (again and _ENGINE_GONE.search(said) and self.answers_again()):
+                    raise DockerProblem("\n".join(said.splitlines()[-5:])) from problem
 
 
 def published(service: Mapping[str, Any]) -> str:
