@@ -95,11 +95,13 @@ class StackDocker:
         return DockerClient(compose_files=list(files), compose_project_name=self.project)
 
     def start(self, files: Sequence[str], service: str) -> None:
-        """Create the service's container if there is none, and start it; nothing else."""
+        """Create the service's container if there is none, and start it; nothing else.
+
+        With its dependencies, which run already: without them Compose 2.26 gives the container another hash than
+        `docker compose up` does, which would then make it anew.
+        """
         self._do(
-            lambda: self.compose(files).compose.up(
-                [service], detach=True, dependencies=False, recreate=False, quiet=True, pull="never"
-            )
+            lambda: self.compose(files).compose.up([service], detach=True, recreate=False, quiet=True, pull="never")
         )
 
     def remove(self, identities: Sequence[str]) -> None:
