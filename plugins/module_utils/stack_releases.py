@@ -66,8 +66,8 @@ class Releases:
                         raise Locked(_holder(lock.read())) from None
                     time.sleep(0.5)
             lock.truncate(0)
-            lock.write(f"process {os.getpid()}, since {utc_now()}\n")
-            lock.flush()
+            with contextlib.suppress(OSError):  # a full disk
+                os.write(lock.fileno(), f"process {os.getpid()}, since {utc_now()}\n".encode())
             try:
                 yield
             finally:

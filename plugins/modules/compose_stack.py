@@ -217,13 +217,12 @@ class Stack:
     def refuse_conflicts(self, release: Release) -> None:
         """Before anything is stopped: what Docker would refuse only afterwards."""
         containers = self.docker.containers()
-        conflicts = name_conflicts(release.definition, self.project, containers)
-        advice = "Remove that container, or set container_name of the service."
-        if not conflicts:
-            conflicts = port_conflicts(release.plan["services"], self.project, containers)
-            advice = "Stop that container, or declare another port of the service."
-        if conflicts:
-            self.module.fail_json(msg=f"{'; '.join(conflicts)}. {advice} Nothing was changed.")
+        names = name_conflicts(release.definition, self.project, containers)
+        ports = port_conflicts(release.plan["services"], self.project, containers)
+        if names or ports:
+            advice = ["Remove that container, or set container_name of the service."] if names else []
+            advice += ["Stop that container, or declare another port of the service."] if ports else []
+            self.module.fail_json(msg=f"{'; '.join(names + ports)}. {' '.join(advice)} Nothing was changed.")
 
     # ---- doing it ----
 
