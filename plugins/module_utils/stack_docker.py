@@ -77,6 +77,13 @@ class StackDocker:
         timed = sorted((match[1], match[2]) for match in matches if match)
         return [(moment, line) for moment, line in timed if moment > since]
 
+    def exit_statuses(self, identity: str, since: str) -> list[str]:
+        """Of each end of a container since that time; its state forgets them when Docker starts it again."""
+        until = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 1))
+        filters = ["--filter", f"container={identity}", "--filter", "event=die"]
+        form = ["--format", "{{.Actor.Attributes.exitCode}}"]
+        return self.host.run(["docker", "events", "--since", since, "--until", until, *filters, *form]).stdout.split()
+
     def gpu_table(self) -> list[str]:
         """Memory of each GPU, and of each process on it, as nvidia-smi tells; its error where it cannot."""
         gpus = self.host.run(

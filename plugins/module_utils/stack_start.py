@@ -127,7 +127,8 @@ class Starter:
                 time.sleep(WORDS_AFTER_FATAL_SECONDS)
                 self._fail(service, identity, "it cannot start", "", since, fatal)
             if state["Status"] != "running" or container["RestartCount"] != restarts:
-                problem = f"it ended with status {state['ExitCode']} while it started"
+                statuses = self.docker.exit_statuses(identity, since) or [state["ExitCode"]]
+                problem = f"it ended with status {statuses[0]} while it started"
                 if state.get("OOMKilled"):
                     problem = "the host's memory ran out while it started"
                 self._fail(service, identity, problem, state.get("Error") or "", since)

@@ -73,6 +73,9 @@ class MadeUpDocker:
             self.events.append(("remove", identity))
             del self.looks[identity]
 
+    def exit_statuses(self, identity, since):
+        return [] if self.lives[identity][-1][0] == "exited" else ["3", "4"]
+
     def gpu_table(self):
         return ["0, NVIDIA GeForce RTX 5090, 30000 MiB, 2000 MiB, 32607 MiB"]
 
@@ -179,7 +182,7 @@ def test_a_restart_by_docker_counts_as_an_end(start):
             self.restarts[identity] = min(self.looks[identity], 1)
             return super().container(identity)
 
-    assert "ended" in fails(start, Restarting({"a": comes_up(20)}))["problem"]
+    assert "ended with status 3" in fails(start, Restarting({"a": comes_up(20)}))["problem"]
 
 
 def test_one_that_never_gets_healthy_ends_at_its_limit(start):
