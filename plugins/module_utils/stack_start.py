@@ -6,6 +6,7 @@ Runs on the host, under its own Python, 3.9 or newer.
 from __future__ import annotations
 
 import datetime
+import http.client
 import json
 import time
 import urllib.error
@@ -167,8 +168,8 @@ class Starter:
             problem = (
                 f"it answers one request with status {error.code}: {error.read(300).decode(errors='replace').strip()}"
             )
-        except (OSError, ValueError) as error:
-            problem = f"it does not answer one request: {getattr(error, 'reason', error)}"
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            problem = f"it does not answer one request: {getattr(error, 'reason', '') or error!r}"
         if problem:
             self._fail(service, identity, f"it is healthy, but {problem}", "", since)
 

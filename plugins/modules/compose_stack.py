@@ -270,7 +270,13 @@ class Stack:
         message = failure_text(report) if report else str(problem)
         result = {"changed": True, "failure": report or {}, "rolled_back": False}
         if before is None:
-            message += "\n\nThere is no other release to go back to. The services that are up stay up."
+            earlier = self.releases.previous()
+            way = (
+                f"playbooks/rollback.yml goes back to {earlier.name}"
+                if earlier
+                else "There is no release to go back to"
+            )
+            message += f"\n\n{way}. The services that are up stay up."
         else:
             try:
                 self.bring(before, self.steps(before))

@@ -94,3 +94,14 @@ def test_a_lock_is_taken_on_a_full_disk(stack, monkeypatch):
     monkeypatch.setattr("os.write", fails_with(FULL))
     with stack.releases.locked(0):
         pass
+
+
+def test_where_the_current_release_itself_fails_the_way_back_is_named(stack):
+    with stack.releases.locked(0):
+        stack.deploy(Release("", "", {"services": {}}, {"services": [], "number": 2}), new=True)
+    stack.bring = fails_with(DockerProblem("it does not start"))
+    with pytest.raises(Failed) as failure:
+        stack.deploy(stack.releases.current(), new=False)
+    result = failure.value.args[0]
+    assert f"rollback.yml goes back to {stack.first}" in result["msg"]
+    assert not result["rolled_back"]

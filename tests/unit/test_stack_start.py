@@ -89,6 +89,8 @@ def engine():
             server.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             status, body = server.answer
             self.send_response(status)
+            if server.cut:
+                self.send_header("Content-Length", "1000")
             self.end_headers()
             self.wfile.write(json.dumps(body).encode())
 
@@ -96,7 +98,7 @@ def engine():
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.answer, server.asked = (200, {"usage": {"completion_tokens": 1}}), []
+    server.answer, server.asked, server.cut = (200, {"usage": {"completion_tokens": 1}}), [], False
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -202,6 +204,12 @@ def test_one_that_never_gets_healthy_ends_at_its_limit(start):
 def test_a_healthy_service_that_does_not_generate_has_failed(start, engine, answer, said):
     engine.answer = answer
     assert said in fails(start, MadeUpDocker({"a": comes_up()}))["problem"]
+
+
+def test_an_answer_that_breaks_off_is_a_failure(start, engine):
+    """As of an engine that dies over its first request."""
+    engine.cut = True
+    assert "does not answer one request: IncompleteRead" in fails(start, MadeUpDocker({"a": comes_up()}))["problem"]
 
 
 def test_what_docker_refuses_is_explained(start):
