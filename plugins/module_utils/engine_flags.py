@@ -104,6 +104,13 @@ def resolve_options(
             raise PlanError(
                 f"{name} is what the planner sets", key="extra_args", value=flag, allowed=_instead(owned[name])
             )
+        if name in engine["secret"]:
+            raise PlanError(
+                f"{name} takes a secret, which anybody could read in compose.yaml and in the list of processes",
+                key="extra_args",
+                value=flag,
+                allowed="serving_stack_huggingface_token for downloads; a proxy in front of the service for keys",
+            )
         if any(name.startswith(prefix) for prefix in engine["unsized"]):
             raise PlanError(f"{name} takes memory that the planner cannot size", key="extra_args", value=flag)
         options[name] = value

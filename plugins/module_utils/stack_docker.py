@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -16,6 +17,11 @@ from .host_facts.host import Host
 from .stack_steps import PROJECT_LABEL
 
 STOP_SECONDS = 30
+# How long a restart of dockerd may take; with live-restore, containers run on meanwhile.
+ENGINE_BACK_SECONDS = 120
+_ENGINE_GONE = re.compile(
+    r"Cannot connect to the Docker daemon|error during connect|connection (?:reset|refused)|broken pipe|\bEOF$"
+)
 _TIMED = re.compile(r"^(\d{4}-\d\d-\d\dT\S+Z) ?(.*)$")
 
 
@@ -31,6 +37,15 @@ class StackDocker:
 
     def answers(self) -> bool:
         return self.host.docker_api(self.socket, ["/version"])[0] is not None
+
+    def answers_again(self, timeout: float = ENGINE_BACK_SECONDS) -> bool:
+        """Wait for an engine that is starting anew."""
+        end = time.monotonic() + timeout
+        while not self.answers():
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.5)
+        return True
 
     def containers(self) -> list[dict[str, Any]]:
         """All containers of this host as the engine describes them, also those that don't run."""
@@ -62,6 +77,13 @@ class StackDocker:
         timed = sorted((match[1], match[2]) for match in matches if match)
         return [(moment, line) for moment, line in timed if moment > since]
 
+    def exit_statuses(self, identity: str, since: str) -> list[str]:
+        """Of each end of a container since that time; its state forgets them when Docker starts it again."""
+        until = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 1))
+        filters = ["--filter", f"container={identity}", "--filter", "event=die"]
+        form = ["--format", "{{.Actor.Attributes.exitCode}}"]
+        return self.host.run(["docker", "events", "--since", since, "--until", until, *filters, *form]).stdout.split()
+
     def gpu_table(self) -> list[str]:
         """Memory of each GPU, and of each process on it, as nvidia-smi tells; its error where it cannot."""
         gpus = self.host.run(
@@ -80,11 +102,13 @@ class StackDocker:
         return DockerClient(compose_files=list(files), compose_project_name=self.project)
 
     def start(self, files: Sequence[str], service: str) -> None:
-        """Create the service's container if there is none, and start it; nothing else."""
+        """Create the service's container if there is none, and start it; nothing else.
+
+        With its dependencies, which run already: without them Compose 2.26 gives the container another hash than
+        `docker compose up` does, which would then make it anew.
+        """
         self._do(
-            lambda: self.compose(files).compose.up(
-                [service], detach=True, dependencies=False, recreate=False, quiet=True, pull="never"
-            )
+            lambda: self.compose(files).compose.up([service], detach=True, recreate=False, quiet=True, pull="never")
         )
 
     def remove(self, identities: Sequence[str]) -> None:
@@ -105,15 +129,18 @@ class StackDocker:
     def pull(self, reference: str) -> None:
         self._do(lambda: self.compose([]).image.pull(reference, quiet=True))
 
-    @staticmethod
-    def _do(action: Any) -> None:
+    def _do(self, action: Any) -> None:
+        """Do it; once more where the engine went away meanwhile, which is no harm, as each action may be repeated."""
         from python_on_whales.exceptions import DockerException
 
-        try:
-            action()
-        except DockerException as problem:
-            words = (problem.stderr or problem.stdout or str(problem)).strip().splitlines()
-            raise DockerProblem("\n".join(words[-5:])) from problem
+        for again in (True, False):
+            try:
+                action()
+                return
+            except DockerException as problem:
+                said = (problem.stderr or problem.stdout or str(problem)).strip()
+                if not (again and _ENGINE_GONE.search(said) and self.answers_again()):
+                    raise DockerProblem("\n".join(said.splitlines()[-5:])) from problem
 
 
 def published(service: Mapping[str, Any]) -> str:

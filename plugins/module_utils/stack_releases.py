@@ -63,11 +63,11 @@ class Releases:
                 except BlockingIOError:
                     if time.monotonic() >= end:
                         lock.seek(0)
-                        raise Locked(lock.read().strip() or "the unit that starts the stack at boot") from None
+                        raise Locked(_holder(lock.read())) from None
                     time.sleep(0.5)
             lock.truncate(0)
-            lock.write(f"process {os.getpid()}, since {utc_now()}\n")
-            lock.flush()
+            with contextlib.suppress(OSError):  # a full disk
+                os.write(lock.fileno(), f"process {os.getpid()}, since {utc_now()}\n".encode())
             try:
                 yield
             finally:
@@ -156,6 +156,13 @@ class Releases:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.link)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _holder(text: str) -> str:
+    """Who wrote itself into the lock. Where that process is gone, it is the unit, which writes nothing."""
+    process = text.removeprefix("process ").partition(",")[0]
+    alive = process.isdigit() and os.path.exists(f"/proc/{process}")
+    return text.strip() if alive else "the unit that starts the stack at boot"
 
 
 def unused(name: str, taken: list[str]) -> str:

@@ -6,6 +6,7 @@ Runs on the host, under its own Python, 3.9 or newer.
 from __future__ import annotations
 
 import datetime
+import http.client
 import json
 import time
 import urllib.error
@@ -79,7 +80,7 @@ class Starter:
     def _bring_up(self, release: Release, service: Mapping[str, Any], step: Step) -> None:
         name = service["name"]
         self.note(f"{name}: {step.action} ({step.reason})")
-        before = self.docker.container_of(name)
+        before = self._look(lambda: self.docker.container_of(name))
         since = _now()
         try:
             if step.action != "wait":
@@ -87,35 +88,48 @@ class Starter:
         except DockerProblem as problem:
             container = self.docker.container_of(name)
             self._fail(service, container["Id"] if container else "", "Docker cannot start it", str(problem), since)
-        container = self.docker.container_of(name)
+        container = self._look(lambda: self.docker.container_of(name))
         if container is None:
             self._fail(service, "", "its container is gone", "", since)
-        since = since if step.action != "wait" or before is None else before["State"].get("StartedAt", "")
-        self._watch(service, container["Id"], since)
+        restarts = 0
+        if step.action == "wait" and before is not None:
+            since, restarts = before["State"].get("StartedAt", ""), before["RestartCount"]
+        self._watch(service, container["Id"], since, restarts)
         self._probe(service, container["Id"], since)
         self.note(f"{name}: healthy, and it answers")
 
-    def _watch(self, service: Mapping[str, Any], identity: str, since: str) -> None:
+    def _look(self, look: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
+        """What the engine says of a container. An engine that starts anew is waited for: None then means nothing."""
+        found = look()
+        if found is None:
+            if not self.docker.answers_again():
+                raise DockerProblem(
+                    "Docker does not answer any more: systemctl status docker; journalctl --unit docker"
+                )
+            found = look()
+        return found
+
+    def _watch(self, service: Mapping[str, Any], identity: str, since: str, restarts: int) -> None:
         """Wait until it is healthy. Ends at once where it exits, or says something after which it cannot go on."""
         health = service["healthcheck"]
         limit = health["start_period_s"] + health["retries"] * (health["interval_s"] + health["timeout_s"])
-        end, read, restarts = time.monotonic() + limit, since, None
+        end, read = time.monotonic() + limit, since
         while True:
             fatal = None
             for moment, line in self.docker.log(identity, since=read):
                 read = moment
                 if fatal is None and first_fatal(line, self.signatures, service["engine"]):
                     fatal = moment
-            container = self.docker.container(identity)
+            container = self._look(lambda: self.docker.container(identity))
             if container is None:
                 self._fail(service, identity, "its container was removed while it started", "", since)
             state = container["State"]
-            restarts = container["RestartCount"] if restarts is None else restarts
             if fatal:
                 time.sleep(WORDS_AFTER_FATAL_SECONDS)
                 self._fail(service, identity, "it cannot start", "", since, fatal)
             if state["Status"] != "running" or container["RestartCount"] != restarts:
-                problem = f"it ended with status {state['ExitCode']} while it started"
+                statuses = self.docker.exit_statuses(identity, since) or [state["ExitCode"]]
+                problem = f"it ended with status {statuses[0]} while it started"
                 if state.get("OOMKilled"):
                     problem = "the host's memory ran out while it started"
                 self._fail(service, identity, problem, state.get("Error") or "", since)
@@ -154,8 +168,8 @@ class Starter:
             problem = (
                 f"it answers one request with status {error.code}: {error.read(300).decode(errors='replace').strip()}"
             )
-        except (OSError, ValueError) as error:
-            problem = f"it does not answer one request: {getattr(error, 'reason', error)}"
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            problem = f"it does not answer one request: {getattr(error, 'reason', '') or error!r}"
         if problem:
             self._fail(service, identity, f"it is healthy, but {problem}", "", since)
 
@@ -163,7 +177,11 @@ class Starter:
         self, service: Mapping[str, Any], identity: str, problem: str, docker_words: str, since: str, fatal: str = ""
     ) -> None:
         """Gather what explains the failure, stop the container, and raise."""
-        lines = [line for _, line in self.docker.log(identity, since=since, tail=READ_LINES)] if identity else []
+        timed = self.docker.log(identity, since=since, tail=READ_LINES) if identity else []
+        lines = [line for _, line in timed]
+        if not fatal:  # a container that ended may have said why after the last look
+            ends = (moment for moment, line in timed if first_fatal(line, self.signatures, service["engine"]))
+            fatal = next(ends, "")
         findings = diagnose(docker_words.splitlines(), self.signatures, None, "docker")
         findings += diagnose(lines, self.signatures, service["engine"])
         report = {

@@ -230,3 +230,26 @@ def name_conflicts(
             owner = f"project {labels[PROJECT_LABEL]}" if labels.get(PROJECT_LABEL) else "no Compose project"
             found.append(f"service {wanted[name]} wants the container name {name}, which a container of {owner} has")
     return sorted(found)
+
+
+def port_conflicts(
+    services: Iterable[Mapping[str, Any]], project: str, everything: Iterable[Mapping[str, Any] | None]
+) -> list[str]:
+    """Running containers of others that publish a port of one of the planned services, each as a sentence."""
+    wanted = {service["port"]: service for service in services}
+    found = set()
+    for container in everything:
+        if (((container or {}).get("Config") or {}).get("Labels") or {}).get(PROJECT_LABEL) == project:
+            continue
+        published = ((container or {}).get("NetworkSettings") or {}).get("Ports") or {}
+        for binding in (binding for bindings in published.values() for binding in bindings or ()):
+            service = wanted.get(int(binding["HostPort"]))
+            if service and _same_address(service["bind_address"], binding.get("HostIp") or ""):
+                name = container["Name"].lstrip("/")
+                found.add(f"service {service['name']} wants port {service['port']}, which container {name} has")
+    return sorted(found)
+
+
+def _same_address(one: str, other: str) -> bool:
+    """Whether one port cannot be had at both; 0.0.0.0 and :: are every address."""
+    return one == other or bool({one, other} & {"", "0.0.0.0", "::"})

@@ -122,6 +122,7 @@ rolled_back:
   type: bool
 """
 
+import contextlib
 import functools
 import glob
 import json
@@ -150,6 +151,7 @@ from ansible_collections.blackwell.serving.plugins.module_utils.stack_steps impo
     diff_of,
     labels_file,
     name_conflicts,
+    port_conflicts,
     steps_to,
 )
 
@@ -170,7 +172,8 @@ class Stack:
     def steps(self, release: Release) -> list[Step]:
         """From what runs to this release."""
         services = sorted(release.plan["services"], key=lambda service: service["start_order"])
-        inspected = self.docker.containers() if self.docker.answers() else []
+        there = self.docker.answers() if self.module.check_mode else self.docker.answers_again()
+        inspected = self.docker.containers() if there else []
         current = self.releases.current()
         return steps_to(
             release.definition,
@@ -212,12 +215,14 @@ class Stack:
             return stream.read() == self.module.params["compose"]
 
     def refuse_conflicts(self, release: Release) -> None:
-        conflicts = name_conflicts(release.definition, self.project, self.docker.containers())
-        if conflicts:
-            self.module.fail_json(
-                msg=f"{'; '.join(conflicts)}. Remove that container, or set container_name of the service. Nothing was "
-                "changed."
-            )
+        """Before anything is stopped: what Docker would refuse only afterwards."""
+        containers = self.docker.containers()
+        names = name_conflicts(release.definition, self.project, containers)
+        ports = port_conflicts(release.plan["services"], self.project, containers)
+        if names or ports:
+            advice = ["Remove that container, or set container_name of the service."] if names else []
+            advice += ["Stop that container, or declare another port of the service."] if ports else []
+            self.module.fail_json(msg=f"{'; '.join(names + ports)}. {' '.join(advice)} Nothing was changed.")
 
     # ---- doing it ----
 
@@ -240,19 +245,24 @@ class Stack:
         except DockerProblem as problem:
             self.module.fail_json(msg=f"An image cannot be pulled, nothing was stopped: {problem}", steps=[])
         if new:
-            release = self.releases.add(self.files(release), release.definition)
+            try:
+                release = self.releases.add(self.files(release), release.definition)
+            except OSError as problem:
+                self.module.fail_json(msg=f"The release cannot be written: {problem}. Nothing was stopped.", steps=[])
         try:
             done = self.bring(release, steps)
             left = [step for step in self.steps(release) if step.action != "wait"]
             if left:
                 raise DockerProblem(f"{left[0].service} is not as planned after its start: {left[0].reason}")
-        except (ServiceFailed, DockerProblem) as problem:
+            self.releases.make_current(release)
+        except (ServiceFailed, DockerProblem, OSError) as problem:
             if new:
-                self.releases.mark(release.path, FAILED, release.definition)
+                with contextlib.suppress(OSError):  # on a full disk: as one that was interrupted, it does not count
+                    self.releases.mark(release.path, FAILED, release.definition)
             self.come_back(before if before and before.name != release.name else None, problem)
-        self.releases.make_current(release)
         self.releases.prune()
-        return {"steps": done, "release": release.name}
+        changed = before is None or before.name != release.name or any(step["action"] != "wait" for step in done)
+        return {"changed": changed, "steps": done, "release": release.name}
 
     def come_back(self, before: Release | None, problem: Exception) -> None:
         """Serve what served before, and fail."""
@@ -260,13 +270,19 @@ class Stack:
         message = failure_text(report) if report else str(problem)
         result = {"changed": True, "failure": report or {}, "rolled_back": False}
         if before is None:
-            message += "\n\nThere is no other release to go back to. The services that are up stay up."
+            earlier = self.releases.previous()
+            way = (
+                f"playbooks/rollback.yml goes back to {earlier.name}"
+                if earlier
+                else "There is no release to go back to"
+            )
+            message += f"\n\n{way}. The services that are up stay up."
         else:
             try:
                 self.bring(before, self.steps(before))
                 result.update(rolled_back=True, release=before.name)
                 message += f"\n\nThe release that served before, {before.name}, serves again."
-            except (ServiceFailed, DockerProblem) as second:
+            except (ServiceFailed, DockerProblem, OSError) as second:
                 reason = failure_text(second.report) if isinstance(second, ServiceFailed) else str(second)
                 message += f"\n\nThe release that served before, {before.name}, did not come back either:\n{reason}"
         self.module.fail_json(msg=message, **result)
@@ -281,7 +297,8 @@ class Stack:
 
 
 def note(path: str, text: str) -> None:
-    with open(path, "a", encoding="utf-8") as log:
+    """For whoever follows it; a full disk is no reason to stop halfway."""
+    with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as log:
         log.write(f"{utc_now()} {text}\n")
 
 
@@ -302,10 +319,14 @@ def need_python_on_whales(module: AnsibleModule) -> None:
         )
 
 
-def run_present(module: AnsibleModule, stack: Stack) -> dict:
-    release = stack.wanted()
+def need_docker(module: AnsibleModule, stack: Stack) -> None:
     if not stack.docker.answers() and not module.check_mode:
         module.fail_json(msg="No Docker engine answers: run playbooks/provision.yml. Nothing was changed.")
+
+
+def run_present(module: AnsibleModule, stack: Stack) -> dict:
+    release = stack.wanted()
+    need_docker(module, stack)
     stack.refuse_conflicts(release)
     current = stack.releases.current()
     steps = stack.steps(release)
@@ -323,13 +344,19 @@ def run_present(module: AnsibleModule, stack: Stack) -> dict:
         return result | stack.deploy(release, new=True)
 
 
-def run_previous(module: AnsibleModule, stack: Stack) -> dict:
+def earlier_release(module: AnsibleModule, stack: Stack) -> Release:
     name = module.params["release"]
     release = stack.releases.read(name) if name else stack.releases.previous()
     if release is None:
         known = ", ".join(stack.releases.names()) or "none"
         wanted = f"no release {name}" if name else "no release that served before the current one"
         module.fail_json(msg=f"There is {wanted} on this host; there are: {known}. Nothing was changed.")
+    return release
+
+
+def run_previous(module: AnsibleModule, stack: Stack) -> dict:
+    release = earlier_release(module, stack)
+    need_docker(module, stack)
     current = stack.releases.current()
     steps = stack.steps(release)
     changed = any(step.changes for step in steps) or current is None or current.name != release.name
@@ -339,7 +366,7 @@ def run_previous(module: AnsibleModule, stack: Stack) -> dict:
         return result
     need_python_on_whales(module)
     with stack.releases.locked(module.params["lock_timeout"]):
-        return result | stack.deploy(release, new=False)
+        return result | stack.deploy(earlier_release(module, stack), new=False)
 
 
 def run_absent(module: AnsibleModule, stack: Stack) -> dict:

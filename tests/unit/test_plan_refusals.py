@@ -120,6 +120,23 @@ def test_bad_gpus(make_plan, gpus, expected):
     assert [word for word in expected if word not in messages] == []
 
 
+@pytest.mark.parametrize(
+    ("service", "flag"),
+    [
+        (TINY, "api-key"),
+        (TINY, "admin-api-key"),
+        (TINY, "ssl-keyfile-password"),
+        (TINY | {"engine": "vllm", "image": "vllm-cu129"}, "api-key"),
+        (TINY | {"engine": "vllm", "image": "vllm-cu129"}, "hf_token"),
+    ],
+)
+def test_a_secret_is_refused_and_not_repeated(make_plan, service, flag):
+    plan = make_plan([service | {"extra_args": {flag: "do-not-tell-1"}}])
+    assert plan["verdict"] == "invalid"
+    assert "takes a secret" in plan["errors"][0]["problem"]
+    assert "do-not-tell-1" not in json.dumps(plan)
+
+
 @pytest.mark.parametrize("services", [[], None, {}, "qwen", {"qwen": QWEN}, 3])
 def test_services_that_are_no_list(make_plan, services):
     plan = make_plan(services)

@@ -2,6 +2,8 @@
 
 import fcntl
 import os
+import subprocess
+import sys
 
 import pytest
 from ansible_collections.blackwell.serving.plugins.module_utils.stack_releases import (
@@ -98,6 +100,19 @@ def test_two_do_not_change_the_stack_at_once(releases):
 def test_the_unit_at_boot_holds_the_same_lock(releases):
     os.makedirs(releases.directory)
     with open(os.path.join(releases.directory, "lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(Locked, match="boot"), releases.locked(0):
+            pass
+
+
+def test_a_deployment_that_was_killed_is_not_named_as_the_holder(releases):
+    """It left its name in the lock; the unit, which writes none, has it now."""
+    os.makedirs(releases.directory)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    with open(os.path.join(releases.directory, "lock"), "w") as lock:
+        lock.write(f"process {ended.pid}, since 2026-11-24T21:05:00Z\n")
+        lock.flush()
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(Locked, match="boot"), releases.locked(0):
             pass

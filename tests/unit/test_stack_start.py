@@ -27,6 +27,9 @@ class MadeUpDocker:
         self.events, self.logs, self.looks = [], {}, {}
         self.restarts = dict.fromkeys(lives, 0)
 
+    def answers_again(self):
+        return True
+
     def containers(self):
         labels = {"com.docker.compose.project": "serving"}
         return [
@@ -70,6 +73,9 @@ class MadeUpDocker:
             self.events.append(("remove", identity))
             del self.looks[identity]
 
+    def exit_statuses(self, identity, since):
+        return [] if self.lives[identity][-1][0] == "exited" else ["3", "4"]
+
     def gpu_table(self):
         return ["0, NVIDIA GeForce RTX 5090, 30000 MiB, 2000 MiB, 32607 MiB"]
 
@@ -83,6 +89,8 @@ def engine():
             server.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             status, body = server.answer
             self.send_response(status)
+            if server.cut:
+                self.send_header("Content-Length", "1000")
             self.end_headers()
             self.wfile.write(json.dumps(body).encode())
 
@@ -90,7 +98,7 @@ def engine():
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.answer, server.asked = (200, {"usage": {"completion_tokens": 1}}), []
+    server.answer, server.asked, server.cut = (200, {"usage": {"completion_tokens": 1}}), [], False
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -176,7 +184,7 @@ def test_a_restart_by_docker_counts_as_an_end(start):
             self.restarts[identity] = min(self.looks[identity], 1)
             return super().container(identity)
 
-    assert "ended" in fails(start, Restarting({"a": comes_up(20)}))["problem"]
+    assert "ended with status 3" in fails(start, Restarting({"a": comes_up(20)}))["problem"]
 
 
 def test_one_that_never_gets_healthy_ends_at_its_limit(start):
@@ -198,6 +206,12 @@ def test_a_healthy_service_that_does_not_generate_has_failed(start, engine, answ
     assert said in fails(start, MadeUpDocker({"a": comes_up()}))["problem"]
 
 
+def test_an_answer_that_breaks_off_is_a_failure(start, engine):
+    """As of an engine that dies over its first request."""
+    engine.cut = True
+    assert "does not answer one request: IncompleteRead" in fails(start, MadeUpDocker({"a": comes_up()}))["problem"]
+
+
 def test_what_docker_refuses_is_explained(start):
     words = "Bind for 127.0.0.1:30001 failed: port is already allocated"
     report = fails(start, MadeUpDocker({"a": comes_up()}, start_problem=words))
@@ -213,3 +227,56 @@ def test_a_service_that_is_starting_by_itself_is_only_watched(start):
     docker.looks = {"a": 0}
     start(docker, [Step("a", "wait", "it is starting")])
     assert docker.events == []
+
+
+class RestartingEngine(MadeUpDocker):
+    """While dockerd starts anew, it says nothing of any container."""
+
+    def __init__(self, *arguments, comes_back=True):
+        super().__init__(*arguments)
+        self.comes_back, self.gone = comes_back, False
+
+    def answers_again(self):
+        self.gone = not self.comes_back
+        return self.comes_back
+
+    def container(self, identity):
+        self.gone = self.gone or self.looks[identity] == 1
+        found = super().container(identity)
+        return None if self.gone else found
+
+
+def test_an_engine_that_starts_anew_is_waited_for(start):
+    docker = RestartingEngine({"a": comes_up(5)})
+    start(docker, [Step("a", "create", "new")])
+    assert docker.notes[-1] == "a: healthy, and it answers"
+
+
+def test_an_engine_that_does_not_come_back_is_named(start):
+    with pytest.raises(DockerProblem, match="does not answer any more"):
+        start(RestartingEngine({"a": comes_up(5)}, comes_back=False), [Step("a", "create", "new")])
+
+
+def test_one_that_ended_and_was_started_again_before_the_first_look_has_failed(start):
+    docker = MadeUpDocker({"a": comes_up(20)})
+    docker.restarts["a"] = 1
+    assert "ended" in fails(start, docker)["problem"]
+
+
+def test_restarts_of_before_do_not_count_for_one_that_is_starting_by_itself(start):
+    docker = MadeUpDocker({"a": comes_up()})
+    docker.looks, docker.restarts["a"] = {"a": 0}, 2
+    start(docker, [Step("a", "wait", "it is starting")])
+    assert docker.notes[-1] == "a: healthy, and it answers"
+
+
+def test_the_line_that_decided_it_is_found_in_a_container_that_ended(start):
+    """The engine says why and ends between two looks at it."""
+
+    class EndsBetweenLooks(MadeUpDocker):
+        def log(self, identity, since="", tail=None):
+            return super().log(identity, since, tail) if tail else []
+
+    report = fails(start, EndsBetweenLooks({"a": [("exited", "", [NO_KERNEL])]}))
+    assert "status 1" in report["problem"]
+    assert report["seconds_from_fatal_line"] is not None

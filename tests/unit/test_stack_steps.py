@@ -168,3 +168,26 @@ def test_only_removals_and_recreations_clear_containers():
         False,
         False,
     ]
+
+
+def publishing(name, port, address="0.0.0.0", project="other"):
+    ports = {"80/tcp": [{"HostIp": address, "HostPort": str(port)}], "81/tcp": None}
+    return inspected(name, project=project) | {"NetworkSettings": {"Ports": ports}}
+
+
+@pytest.mark.parametrize(
+    ("container", "conflicts"),
+    [
+        pytest.param(publishing("web", 30001), 1, id="on every address"),
+        pytest.param(publishing("web", 30001, "127.0.0.1"), 1, id="on the same address"),
+        pytest.param(publishing("web", 30001, "192.0.2.1"), 0, id="on another address"),
+        pytest.param(publishing("web", 30009), 0, id="another port"),
+        pytest.param(publishing("a", 30001, project="serving"), 0, id="our own"),
+        pytest.param(inspected("web", project="other"), 0, id="does not run"),
+    ],
+)
+def test_a_container_of_others_with_the_same_port_is_named(container, conflicts):
+    planned = [{"name": "a", "port": 30001, "bind_address": "127.0.0.1"}]
+    found = stack_steps.port_conflicts(planned, "serving", [container, None])
+    assert len(found) == conflicts
+    assert all("service a wants port 30001, which container web has" in text for text in found)

@@ -1,0 +1,107 @@
+"""What compose_stack does when something fails halfway. Docker and its services are made up."""
+
+import errno
+
+import pytest
+from ansible_collections.blackwell.serving.plugins.module_utils.stack_docker import DockerProblem
+from ansible_collections.blackwell.serving.plugins.module_utils.stack_releases import FAILED, Release
+from ansible_collections.blackwell.serving.plugins.modules import compose_stack
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+class Failed(Exception):
+    """The module ended; holds what it said."""
+
+
+class MadeUpModule:
+    check_mode = False
+
+    def __init__(self, directory):
+        self.params = {"project": "serving", "directory": str(directory), "docker_socket": "", "signatures": []}
+        self.params["compose"] = "services: {}\n"
+
+    def fail_json(self, **result):
+        raise Failed(result)
+
+
+@pytest.fixture
+def stack(tmp_path):
+    """A stack with one release that serves; `brought` are the releases whose services were started."""
+    stack = compose_stack.Stack(MadeUpModule(tmp_path / "stack"))
+    stack.brought = []
+    stack.steps = lambda release: []
+    stack.bring = lambda release, steps: stack.brought.append(release.name) or []
+    with stack.releases.locked(0):
+        stack.deploy(Release("", "", {"services": {}}, {"services": [], "number": 1}), new=True)
+    stack.first = stack.releases.current().name
+    stack.brought.clear()
+    return stack
+
+
+def deploy(stack):
+    with pytest.raises(Failed) as failure, stack.releases.locked(0):
+        stack.deploy(Release("", "", {"services": {}}, {"services": [], "number": 2}), new=True)
+    return failure.value.args[0]
+
+
+def fails_with(problem):
+    def action(*_):
+        raise problem
+
+    return action
+
+
+def test_a_release_that_cannot_be_written_stops_nothing(stack):
+    stack.releases.add = fails_with(FULL)
+    assert "cannot be written" in deploy(stack)["msg"]
+    assert stack.brought == []
+
+
+def test_a_release_that_cannot_become_current_gives_way(stack):
+    stack.releases.make_current = fails_with(FULL)
+    result = deploy(stack)
+    assert "No space left on device" in result["msg"]
+    assert result["rolled_back"]
+    assert stack.brought[-1] == stack.first
+    assert stack.releases.current().name == stack.first
+
+
+def test_a_failure_that_cannot_be_written_down_does_not_keep_the_release_before_from_serving(stack):
+    bring = stack.bring
+
+    def fails_first(release, steps):
+        bring(release, steps)
+        if len(stack.brought) == 1:
+            raise DockerProblem("it does not start")
+        return []
+
+    stack.bring, mark = fails_first, stack.releases.mark
+    stack.releases.mark = lambda path, status, content: (
+        fails_with(FULL)() if status == FAILED else mark(path, status, content)
+    )
+    result = deploy(stack)
+    assert "it does not start" in result["msg"]
+    assert result["rolled_back"]
+    assert stack.brought[-1] == stack.first
+
+
+def test_a_deployment_goes_on_where_its_log_cannot_be_written():
+    compose_stack.note("/dev/full", "words")
+
+
+def test_a_lock_is_taken_on_a_full_disk(stack, monkeypatch):
+    monkeypatch.setattr("os.write", fails_with(FULL))
+    with stack.releases.locked(0):
+        pass
+
+
+def test_where_the_current_release_itself_fails_the_way_back_is_named(stack):
+    with stack.releases.locked(0):
+        stack.deploy(Release("", "", {"services": {}}, {"services": [], "number": 2}), new=True)
+    stack.bring = fails_with(DockerProblem("it does not start"))
+    with pytest.raises(Failed) as failure:
+        stack.deploy(stack.releases.current(), new=False)
+    result = failure.value.args[0]
+    assert f"rollback.yml goes back to {stack.first}" in result["msg"]
+    assert not result["rolled_back"]
