@@ -1,10 +1,10 @@
-"""What serves on this host, seen from outside, as one JSON object: the releases, the containers, an answer of each service.
+"""What serves on this host, seen from outside, as one JSON object: releases, containers, an answer of each service.
 
-    current     name of the release that `current` leads to, "" where there is none
-    releases    status by name; "" where release.json is missing
-    containers  of the project, by service: id, started, status, health, restarts
-    answers     by service of the current plan: tokens of an answer to one request; "" and the reason where none came
-    granted     by service: tokens of KV cache that the engine says it has
+current     name of the release that `current` leads to, "" where there is none
+releases    status by name; "" where release.json is missing
+containers  of the project, by service: id, started, status, health, restarts
+answers     by service of the current plan: tokens of an answer to one request; "" and the reason where none came
+granted     by service: tokens of KV cache that the engine says it has
 """
 
 import json
