@@ -18,7 +18,9 @@ description:
     release that served before comes back, and the module fails with RV(rolled_back=true).
   - Each deployment is a directory below C(releases), and C(current) leads to the one that serves. Five are kept. The
     directory's C(deploy.log) can be followed while a deployment runs.
-  - Two deployments never run at the same time. One that was interrupted is finished by the next one.
+  - Two deployments never run at the same time. One that was interrupted is finished by the next one. A Docker engine
+    that starts anew meanwhile is waited for.
+  - A container name or a port that a container of others has is refused before anything stops.
   - Changes need python-on-whales, see O(venv). Check mode needs neither that nor Docker.
 options:
   state:
