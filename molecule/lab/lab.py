@@ -10,6 +10,7 @@
     lab.py status                what runs
     lab.py mirror                start the package mirror alone; print its addresses and keys
     lab.py registry              start the image registry, with the simulated engines in it; print their digests
+    lab.py push NAME IMAGE       put an image of this machine's Docker into the registry as NAME; print its digest
     lab.py inventory             the running hosts as an Ansible inventory
     lab.py clean                 remove all hosts, the mirror and the network
 
@@ -631,6 +632,9 @@ def main() -> None:
     login = commands.add_parser("ssh")
     login.add_argument("host")
     login.add_argument("remote", nargs=argparse.REMAINDER)
+    send = commands.add_parser("push")
+    send.add_argument("name")
+    send.add_argument("image")
     for command in (start, stop):
         command.add_argument("--scenario", default="hand")
     for name in ("status", "mirror", "registry", "inventory", "clean"):
@@ -668,6 +672,8 @@ def main() -> None:
                 ensure_network()
                 answer = ensure_registry()
             print(json.dumps(answer, indent=2))
+        elif words.command == "push":
+            print(json.dumps({"digest": push(words.name, words.image)}))
         elif words.command == "clean":
             print(json.dumps(clean()))
         elif words.command == "inventory":
