@@ -72,7 +72,9 @@ def main() -> None:
         in_index(top / "pypi", f"made-up-{name}-cu12", "1")
     in_index(top / "pypi", "cuda-python", "12.9.1")
     in_index(top / "pypi", OTHER_MAJOR, "1")
-    in_index(top / "pypi", "sglang", "0.5.19", [line for line in REQUIREMENTS.read_text().splitlines() if line[0] != "#"])
+    in_index(
+        top / "pypi", "sglang", "0.5.19", [line for line in REQUIREMENTS.read_text().splitlines() if line[0] != "#"]
+    )
 
     torch = {
         "torch/__init__.py": b'class version:\n    cuda = "12.9"\n',
