@@ -42,7 +42,7 @@ class Acceptance:
         self.result: dict[str, Any] = {
             "stack": stack,
             "about": about["about"],
-            "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "gpu": card.product,
             "driver": card.driver,
             "versions": versions(box.sites),
@@ -96,9 +96,7 @@ class Acceptance:
         self.result["peak_gib"] = round(self.card.peak_used(begin), 3)
         self.result["free_after_load_gib"] = round(self.card.free(), 3)
         for name, running in self.running.items():
-            self.result["services"][name]["process_peak"] = round(
-                self.card.process_peak(running.members(), begin), 3
-            )
+            self.result["services"][name]["process_peak"] = round(self.card.process_peak(running.members(), begin), 3)
         self._note(f"loaded: {json.dumps(self.result['load'])}")
         self._write("running")
 
@@ -126,7 +124,8 @@ class Acceptance:
 
     def _keep_lines(self, running: Running) -> None:
         service = running.service
-        kept = [" ".join(running.command), *telling(service["engine"], running.lines())]
+        command = " ".join(running.command).replace(f"{self.box.prepared}/models/", "MODELS/")
+        kept = [command, *telling(service["engine"], running.lines())]
         if not figures(service["engine"], running.lines()).get("tokens"):
             kept += running.lines()[-40:]
         (self.out / f"{self.stack}.{service['name']}.log").write_text("\n".join(kept) + "\n")
@@ -135,7 +134,9 @@ class Acceptance:
         found = checks(self.plan, self.result, self.about.get("least_use"))
         held = all(check["ok"] for check in found) and "problem" not in self.result
         self.result |= {"state": state, "checks": found, "verdict": "holds" if held else "does not hold"}
-        (self.out / f"{self.stack}.json").write_text(json.dumps(self.result, indent=1) + "\n")
+        told = json.dumps(self.result, indent=1).replace(f"{self.box.prepared}/models/", "MODELS/")
+        (self.out / f"{self.stack}.json").write_text(told + "\n")
+        (self.out / f"{self.stack}.plan.json").write_text(json.dumps(self.plan, indent=1) + "\n")
         (self.out / f"{self.stack}.md").write_text(table(self.result, self.plan))
 
     def _note(self, words: str) -> None:

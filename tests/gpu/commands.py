@@ -1,4 +1,4 @@
-"""The plan's own commands on a box without containers, model downloads and some kernels: what has to differ, and only that.
+"""The plan's own commands on a box without containers and model downloads: what has to differ, and only that.
 
 A planned option is one word, `--flag=value` or `--switch`.
 """
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 MODEL_FLAGS = {"sglang": "--model-path", "vllm": "--model"}
-# Options that acceptance adds or replaces, by engine; `reason` stands in the results.
+# Options that acceptance adds or replaces, by engine: the value, and why.
 SUBSTITUTED = {
     "sglang": {
         "--load-format": ("dummy", "no weights can be downloaded"),

@@ -45,7 +45,7 @@ def main() -> None:
     (options.out / "logs").mkdir(parents=True, exist_ok=True)
     about = json.loads((options.prepared / "stacks.json").read_text())
     comparison, gpus = about["comparison"], [int(gpu) for gpu in options.gpus.split(",")]
-    result: dict[str, Any] = {**comparison, "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat()}
+    result: dict[str, Any] = {**comparison, "date": datetime.datetime.now(datetime.UTC).date().isoformat()}
     result |= {"shown_gib": about["shown_gib"], "rounds": ROUNDS, "measured": {}}
     names = list(comparison["variants"])
     together = [names] if len(gpus) >= len(names) else [[name] for name in names]
@@ -82,7 +82,8 @@ def main() -> None:
         for name in group:
             measured = result["measured"][name]
             measured["medians"] = {label: medians(rounds) for label, rounds in measured["rounds"].items()}
-        (options.out / "comparison.json").write_text(json.dumps(result, indent=1) + "\n")
+        told = json.dumps(result, indent=1).replace(f"{options.prepared}/models/", "MODELS/")
+        (options.out / "comparison.json").write_text(told + "\n")
 
 
 if __name__ == "__main__":

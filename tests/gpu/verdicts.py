@@ -80,7 +80,14 @@ def _no(*_: object) -> bool:
 
 def table(result: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
     """The result as Markdown: one row per service, then what did not hold."""
-    lines = [f"## {result['stack']}: {result['verdict']}", "", result["about"], "", conditions(result), ""]
+    lines = [
+        f"## {result['stack']}: {result['verdict']}",
+        "",
+        result["about"],
+        "",
+        f"{conditions(result)} {load_text(result)}",
+        "",
+    ]
     lines += [
         "| service | engine | free before: planned / measured | weights | KV tokens | graphs | after one request "
         "| peak | restarted alone |",
@@ -115,12 +122,23 @@ def table(result: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
 def conditions(result: Mapping[str, Any]) -> str:
     """Under which the figures were taken; no figure goes without."""
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    requests = sum(load["requests"] for load in result.get("load", {}).values())
-    load = f"{requests} requests at once" if requests else "no load"
     return (
         f"{result['gpu']}, driver {result['driver']}, {versions}, {result['date']}; dummy weights; "
-        f"{result['shown_gib']} GiB shown, the rest held back; {load}."
+        f"{result['shown_gib']} GiB shown, the rest held back."
     )
+
+
+def load_text(result: Mapping[str, Any]) -> str:
+    """How much was asked of the services, and how much of it failed."""
+    loads = list(result.get("load", {}).values())
+    again = [load for entry in result.get("restarts", {}).values() for load in entry.get("load", {}).values()]
+    if not loads:
+        return "No load was reached."
+    longest = max(prompt for wanted in result["wanted_load"].values() for prompt in wanted["prompts"])
+    text = f"{sum(load['requests'] for load in loads):,} requests to all at once, prompts of up to {longest:,} tokens"
+    if again:
+        text += f", and {sum(load['requests'] for load in again):,} while one restarted"
+    return f"{text}; {sum(load['failed'] for load in [*loads, *again])} failed."
 
 
 def _graphs(measured: Mapping[str, Any]) -> float | None:
