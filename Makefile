@@ -37,6 +37,7 @@ bench: venv-test  ## Time the planner, 100 hosts and a second make site
 
 docs: site venv-test  ## Write again what is generated in README.md, roles/*/README.md and docs/
 	@python tests/tools/readmes.py
+	@python tests/tools/performance.py
 	@$(PYTEST) -q tests/unit/test_calibration.py --update-docs
 
 locks: venv-test  ## Renew requirements/*.lock from requirements/*.in

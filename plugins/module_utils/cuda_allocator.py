@@ -60,6 +60,13 @@ def allocated_bytes(tensors: Iterable[int]) -> int:
     return total
 
 
-def buffer_bytes(size: int) -> int:
-    """Device memory of one long-lived buffer of ``size`` bytes."""
-    return round_up(size, ROUND_LARGE) if size >= LARGE_LIMIT else round_up(size, BLOCK)
+def buffers_bytes(size: int, count: int) -> int:
+    """Device memory of ``count`` long-lived buffers of ``size`` bytes each, made one after another.
+
+    Small ones share segments: 72 buffers of 5.1 MiB take 24 segments of 20 MiB, not 367 MiB.
+    """
+    size = round_up(size, BLOCK)
+    if size >= LARGE_LIMIT:
+        return count * round_up(size, ROUND_LARGE)
+    segment = SMALL_SEGMENT if size <= SMALL_LIMIT else LARGE_SEGMENT
+    return -(-count // (segment // max(size, BLOCK))) * segment

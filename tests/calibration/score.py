@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ansible_collections.blackwell.serving.plugins.module_utils.memory_plan impo
 from ansible_collections.blackwell.serving.plugins.module_utils.units import GIB, from_gib
 
 LOGS = Path(__file__).with_name("startup_logs.yml")
+ACCEPTANCE = Path(__file__).resolve().parents[1] / "gpu"
 KV_SHARE, KV_GIB = 0.05, 0.25
 TOKEN_SHARE = 0.01
 
@@ -54,7 +56,37 @@ class Score:
 
 
 def load_logs() -> dict[str, Any]:
-    return yaml.safe_load(LOGS.read_text(encoding="utf-8"))
+    """startup_logs.yml, with a row for every service that tests/gpu has started on a real GPU."""
+    logs = yaml.safe_load(LOGS.read_text(encoding="utf-8"))
+    logs["rows"] += recorded_rows()
+    return logs
+
+
+def recorded_rows() -> Iterator[dict[str, Any]]:
+    """The services of tests/gpu/results: declared there, started as planned then, scored with today's planner."""
+    stacks = yaml.safe_load((ACCEPTANCE / "stacks.yml").read_text(encoding="utf-8"))["stacks"]
+    for name, stack in stacks.items():
+        path = ACCEPTANCE / "results" / f"{name}.json"
+        if not path.exists():
+            continue
+        result = json.loads(path.read_text(encoding="utf-8"))
+        plan = json.loads(path.with_suffix(".plan.json").read_text(encoding="utf-8"))
+        gpu = plan["gpus"][0]
+        for declared, planned in zip(stack["services"], plan["services"], strict=True):
+            told = dict(word.partition("=")[::2] for word in planned["command"])
+            entry = result["services"][declared["name"]]
+            yield {
+                "id": f"{name}/{declared['name']}",
+                "source": "recorded",
+                "gpu": gpu["key"],
+                "total": gpu["cuda_visible_gib"],
+                "free": entry["measured"]["free"],
+                "fraction": planned["fraction"]["value"],
+                "cap": planned["kv_tokens"],
+                "kv_bytes": int(told.get("--kv-cache-memory-bytes", 0)),
+                "service": declared,
+                "measured": {**entry["measured"], "peak": entry["process_peak"]},
+            }
 
 
 def row_memory(row: Mapping[str, Any], catalog: Catalog) -> EngineMemory:

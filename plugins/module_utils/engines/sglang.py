@@ -16,7 +16,7 @@ import math
 from functools import cached_property
 
 from ..catalog_view import Catalog, version_tuple
-from ..cuda_allocator import buffer_bytes
+from ..cuda_allocator import buffers_bytes
 from ..declaration import Gpu, Service
 from ..engine_flags import Options
 from ..units import ceil3, from_gib, round_down, round_up
@@ -103,7 +103,7 @@ class SglangMemory:
         for layers in self.geometry.attention:
             rows = self._layer_tokens(layers.kind, tokens) + self.page
             for elements in (layers.k_elements(self.tp), layers.v_elements(self.tp)):
-                total += layers.count * buffer_bytes(rows * elements * self.service.kv_element)
+                total += buffers_bytes(rows * elements * self.service.kv_element, layers.count)
         return total
 
     @cached_property

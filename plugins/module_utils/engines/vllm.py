@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ..catalog_view import Catalog, version_tuple
-from ..cuda_allocator import allocated_bytes, buffer_bytes
+from ..cuda_allocator import allocated_bytes, buffers_bytes
 from ..declaration import Gpu, Service
 from ..engine_flags import Options
 from ..model_geometry import StateLayers
@@ -132,7 +132,7 @@ class VllmMemory:
     def pool_bytes(self, tokens: int) -> int:
         """Device memory of those blocks: one tensor per layer of a group."""
         layers = self.blocks.group_layers
-        return layers * buffer_bytes(self._blocks_for(tokens) * self.blocks.block_bytes // layers)
+        return buffers_bytes(self._blocks_for(tokens) * self.blocks.block_bytes // layers, layers)
 
     def tokens_in(self, size: float) -> int:
         """Capacity that vLLM reports for a pool of ``size`` bytes (get_kv_cache_capacity)."""

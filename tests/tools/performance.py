@@ -1,0 +1,115 @@
+#!/usr/bin/env python3
+"""Write docs/performance.md from what tests/gpu recorded in tests/gpu/results/.
+
+`make docs` runs it; a test compares.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "tests/gpu/results"
+PAGE = ROOT / "docs/performance.md"
+
+sys.path.insert(0, str(ROOT / "tests/gpu"))
+
+from verdicts import conditions, table  # noqa: E402
+
+INTRODUCTION = """\
+# What was measured on a real GPU
+
+Real engines were started from plans and measured, by [`tests/gpu`](../tests/gpu/README.md). This page is written by
+`tests/tools/performance.py` from the results that are recorded there; nothing on it is typed.
+
+Read the figures with care: the GPU is a Hopper card of which all but an RTX 5090's memory was held back. **Hopper is
+not Blackwell**: what memory the engines take is comparable, speed is not, and neither are the kernels. Weights are made
+up (`--load-format dummy`) and prompts are random tokens: memory and speed are measured, answers are not. Both engines
+ran with Triton attention, the field notes' flags with torch_native. The host had two GPUs, and a stack on each: memory
+is a GPU's own, the processor was shared. Planned sizes are those of the day; `docs/accuracy.md` scores today's planner.
+"""
+FIGURES = (
+    ("tokens/s", "tokens_per_s"),
+    ("time to first token, ms", "first_token_ms"),
+    ("time between tokens, ms", "between_tokens_ms"),
+)
+
+
+def comparison_section(result: Mapping[str, Any]) -> str:
+    """The tuned and the notes' flags side by side: the median of the rounds, and all of them."""
+    variants, loads = result["measured"], result["loads"]
+    lines = ["## Tuned flags against the field notes' flags", "", result["about"], ""]
+    lines += [f"{conditions(result)} {_loads_text(result)}", ""]
+    lines += [f"| | {' | '.join(variants)} |", f"|---|{'---|' * len(variants)}"]
+    for label in loads:
+        for title, figure in FIGURES:
+            cells = [_median_and_rounds(variant, label, figure) for variant in variants.values()]
+            lines.append(f"| {label}: {title} | {' | '.join(cells)} |")
+    lines.append(f"| KV tokens | {' | '.join(format(v['start']['tokens'], ',') for v in variants.values())} |")
+    lines.append(f"| failed requests | {' | '.join(_failures(variant) for variant in variants.values())} |")
+    lines += ["", "A variant that gets faster from round to round had not settled: its median is on the low side.", ""]
+    lines += ["Their commands, model path and port apart:", ""]
+    lines += [f"- {name}: `{_command(variant['command'])}`" for name, variant in variants.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _loads_text(result: Mapping[str, Any]) -> str:
+    texts = [
+        f"{label}: {load['requests']} requests of {load['prompts'][0]} tokens in and {load['output']} out"
+        for label, load in result["loads"].items()
+    ]
+    rounds = (
+        f"Median of {result['rounds']} rounds, in brackets the rounds; one variant was under load at a time, each on"
+    )
+    return f"{rounds} a GPU of its own of one host. {'; '.join(texts)}."
+
+
+def _median_and_rounds(variant: Mapping[str, Any], label: str, figure: str) -> str:
+    rounds = ", ".join(f"{one[figure]:g}" for one in variant["rounds"][label])
+    return f"{variant['medians'][label][figure]:g} ({rounds})"
+
+
+def _failures(variant: Mapping[str, Any]) -> str:
+    medians = variant["medians"].values()
+    return f"{sum(one['failed'] for one in medians)} of {sum(one['requests'] for one in medians)}"
+
+
+def _command(words: list[str]) -> str:
+    hidden = ("--model-path=", "--host=", "--port=")
+    return " ".join(word for word in words if not word.startswith(hidden))
+
+
+def stack_sections() -> list[str]:
+    """One section per recorded stack, in the order of tests/gpu/stacks.yml."""
+    sections = []
+    for name in _recorded():
+        result = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+        plan = json.loads((RESULTS / f"{name}.plan.json").read_text("utf-8"))
+        sections.append(table(result, plan))
+    return sections
+
+
+def _order() -> list[str]:
+    return list(yaml.safe_load((ROOT / "tests/gpu/stacks.yml").read_text("utf-8"))["stacks"])
+
+
+def _recorded() -> list[str]:
+    return [name for name in _order() if (RESULTS / f"{name}.json").exists()]
+
+
+def page() -> str:
+    """docs/performance.md."""
+    comparison = json.loads((RESULTS / "comparison.json").read_text("utf-8"))
+    not_run = [name for name in _order() if name not in _recorded()]
+    parts = [INTRODUCTION, comparison_section(comparison), *stack_sections()]
+    if not_run:
+        parts.append(f"## Not run yet\n\nStacks of `tests/gpu/stacks.yml` without a result: {', '.join(not_run)}.\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), "utf-8")
