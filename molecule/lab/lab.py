@@ -541,15 +541,20 @@ def hosts() -> list[dict]:
     form = f'{{{{.Names}}}} {{{{.Label "{LABEL}.scenario"}}}} {{{{.Label "{LABEL}.host"}}}}'
     with_registry = docker("ps", "--filter", f"label={LABEL}.registry", "--format", "{{.Names}}").split()
     lines = docker("ps", "--filter", f"label={LABEL}.host", "--format", form).splitlines()
+    # All addresses in one look: a host of another scenario may be gone a moment later.
+    template = "{{range .Containers}}{{.Name}} {{.IPv4Address}}{{println}}{{end}}"
+    network = docker("network", "inspect", "--format", template, NETWORK, check=False)
+    addresses = {name: address.split("/")[0] for name, address in map(str.split, filter(None, network.splitlines()))}
     return [
         {
             "name": host,
             "scenario": scenario,
             "container": name,
-            "address": address_of(name),
+            "address": addresses[name],
             "registry": name in with_registry,
         }
         for name, scenario, host in map(str.split, sorted(lines))
+        if name in addresses
     ]
 
 
