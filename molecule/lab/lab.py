@@ -544,7 +544,8 @@ def hosts() -> list[dict]:
     # All addresses in one look: a host of another scenario may be gone a moment later.
     template = "{{range .Containers}}{{.Name}} {{.IPv4Address}}{{println}}{{end}}"
     network = docker("network", "inspect", "--format", template, NETWORK, check=False)
-    addresses = {name: address.split("/")[0] for name, address in map(str.split, filter(None, network.splitlines()))}
+    places = (line.partition(" ")[::2] for line in network.splitlines())
+    addresses = {name: place.partition("/")[0] for name, place in places if place}
     return [
         {
             "name": host,
