@@ -112,15 +112,20 @@ def main() -> None:
     out, catalog, declared = Path(sys.argv[1]), load_catalog(), load_stacks()
     stacks = declared["stacks"]
     singles = {name: {"services": [service]} for name, service in declared["comparison"]["variants"].items()}
+    alone = {f"alone_{name}": variant for name, variant in declared["alone"].items()}
     models: dict[str, str] = {}
     for gpu, total in declared["gpus"].items():
         folder = out / "plans" / gpu
         folder.mkdir(parents=True, exist_ok=True)
-        for name, stack in {**stacks, **singles}.items():
+        for name, stack in {**stacks, **singles, **alone}.items():
             made = plan(stack["services"], gpu, total, declared["shown_gib"], catalog)
             if made["verdict"] != "fits":
                 sys.exit(f"{name} on {gpu}: {json.dumps(made['errors'], indent=1)}")
             (folder / f"{name}.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+            if name in alone:
+                service = made["services"][0]
+                stack["load"] = load_of(service, {"requests": 2 * service["max_concurrency"], **stack.get("load", {})})
+                continue
             stack["load"] = {
                 service["name"]: load_of(service, stack.get("load", {}).get(service["name"], {}))
                 for service in made["services"]
@@ -131,7 +136,7 @@ def main() -> None:
     failures = yaml.safe_load((ROOT / "catalog/failures.yml").read_text(encoding="utf-8"))
     (out / "failures.json").write_text(json.dumps(failures["failures"]), encoding="utf-8")
     (out / "models.json").write_text(json.dumps(models), encoding="utf-8")
-    kept = {key: declared[key] for key in ("shown_gib", "stacks", "comparison")}
+    kept = {key: declared[key] for key in ("shown_gib", "stacks", "comparison", "alone")}
     (out / "stacks.json").write_text(json.dumps(kept, indent=1), encoding="utf-8")
 
 
