@@ -93,8 +93,36 @@ def stack_sections() -> list[str]:
     return sections
 
 
+PARTS = ("context", "weights", "kv", "tables", "workspaces", "rest", "graphs", "resident", "under_load", "peak")
+ALONE = """\
+## Each part alone
+
+One service alone on the card, one thing changed at a time: planned / measured, GiB. Constants of
+[`catalog/overheads.yml`](../catalog/overheads.yml) come from here. Under SGLang `tables` is what it takes besides weights
+and KV up to the end of its pools, `workspaces` what follows up to one request served; under vLLM `rest` is all that it
+does not log. `under load` is what the process grew by, then.
+"""
+
+
+def alone_section(result: Mapping[str, Any]) -> str:
+    """What each part of a process takes, by variant."""
+    lines = [ALONE, f"{conditions(result)} Qwen2.5-3B-Instruct but where a name says otherwise.", ""]
+    lines += [f"| | {' | '.join(part.replace('_', ' ') for part in PARTS)} |", f"|---|{'---|' * len(PARTS)}"]
+    for name, variant in result["variants"].items():
+        parts = variant.get("parts", {})
+        cells = [
+            f"{parts[part]['planned']:.2f} / {parts[part]['measured']:.2f}" if part in parts else "" for part in PARTS
+        ]
+        lines.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def _order() -> list[str]:
-    return list(yaml.safe_load((ROOT / "tests/gpu/stacks.yml").read_text("utf-8"))["stacks"])
+    return list(_declared()["stacks"])
+
+
+def _declared() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "tests/gpu/stacks.yml").read_text("utf-8"))
 
 
 def _recorded() -> list[str]:
@@ -105,9 +133,13 @@ def page() -> str:
     """docs/performance.md."""
     comparison = json.loads((RESULTS / "comparison.json").read_text("utf-8"))
     not_run = [name for name in _order() if name not in _recorded()]
-    parts = [INTRODUCTION, comparison_section(comparison), *stack_sections()]
+    alone = json.loads((RESULTS / "alone.json").read_text("utf-8"))
+    parts = [INTRODUCTION, comparison_section(comparison), *stack_sections(), alone_section(alone)]
+    not_run += [f"{name} (alone)" for name in _declared()["alone"] if name not in alone["variants"]]
     if not_run:
-        parts.append(f"## Not run yet\n\nStacks of `tests/gpu/stacks.yml` without a result: {', '.join(not_run)}.\n")
+        parts.append(
+            f"## Not run yet\n\nWhat `tests/gpu/stacks.yml` declares and has no result: {', '.join(not_run)}.\n"
+        )
     return "\n".join(parts)
 
 
