@@ -98,9 +98,9 @@ ALONE = """\
 ## Each part alone
 
 One service alone on the card, one thing changed at a time: planned / measured, GiB. Constants of
-[`catalog/overheads.yml`](../catalog/overheads.yml) come from here. Under SGLang `tables` is what it takes besides weights
-and KV up to the end of its pools, `workspaces` what follows up to one request served; under vLLM `rest` is all that it
-does not log. `under load` is what the process grew by, then.
+[`catalog/overheads.yml`](../catalog/overheads.yml) come from here. Under SGLang `tables` is what it takes besides
+weights and KV up to the end of its pools, `workspaces` what follows up to one request served; under vLLM `rest` is all
+that it does not log. `under load` is what the process grew by, then.
 """
 
 
