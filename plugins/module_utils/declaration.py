@@ -373,8 +373,8 @@ def _check_remote_code(values: Mapping[str, Any], directory: str | None) -> None
     """Code of a model's repository runs as the engine does, so it has to be code that somebody has read."""
     if values["trust_remote_code"] and not directory and not COMMIT.fullmatch(values["revision"] or ""):
         raise PlanError(
-            f"trust_remote_code runs code of the model's repository, and {values['revision'] or 'what is newest'} may be other "
-            "code tomorrow",
+            "trust_remote_code runs code of the model's repository, and "
+            f"{values['revision'] or 'what is newest'} may be other code tomorrow",
             key="revision",
             value=values["revision"],
             allowed="the commit that was read, 40 hexadecimal digits; or a model in a local directory",
