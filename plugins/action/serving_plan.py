@@ -19,6 +19,7 @@ ARGUMENTS = {
     "mode": {"type": "str", "choices": ["preview", "apply"], "default": "preview"},
     "gpus": {"type": "raw", "required": True},
     "services": {"type": "raw", "required": True},
+    "service_overrides": {"type": "dict", "default": {}},
     "bind_address": {"type": "str", "default": "127.0.0.1"},
     "gpu_request": {"type": "str", "choices": ["cdi", "deploy"], "default": "cdi"},
     "output_dir": {"type": "path", "required": True},
@@ -26,7 +27,17 @@ ARGUMENTS = {
     "image_locks": {"type": "dict", "default": {}},
     "models_offline": {"type": "bool", "default": False},
 }
-DECLARED = ("mode", "gpus", "services", "bind_address", "gpu_request", "project_name", "image_locks", "models_offline")
+DECLARED = (
+    "mode",
+    "gpus",
+    "services",
+    "service_overrides",
+    "bind_address",
+    "gpu_request",
+    "project_name",
+    "image_locks",
+    "models_offline",
+)
 
 
 class ActionModule(ActionBase):

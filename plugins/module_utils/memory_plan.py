@@ -14,6 +14,7 @@ from .image_decisions import ImageRefused, checked_locks, with_digest
 from .placement import Laws, Placed, hand_out, pinned_tokens, place, shortfall
 from .plan_error import PlanError, PlanErrors
 from .remedies import remedies_for
+from .service_overrides import with_overrides
 from .service_spec import service_spec
 from .units import GIB, gib
 
@@ -28,8 +29,8 @@ def plan_host(
     generated_by: str = "blackwell.serving",
 ) -> dict[str, Any]:
     """The plan (``plan.json``) for a declaration with the keys ``mode``, ``gpus``, ``services``, ``bind_address``,
-    ``gpu_request``, ``project_name``, ``image_locks``, ``models_offline``. Never raises for a bad declaration: the
-    verdict and the errors say what is wrong.
+    ``service_overrides``, ``gpu_request``, ``project_name``, ``image_locks``, ``models_offline``. Never raises for a
+    bad declaration: the verdict and the errors say what is wrong.
     """
     plan: dict[str, Any] = {
         "schema": SCHEMA,
@@ -45,8 +46,9 @@ def plan_host(
     }
     try:
         locks = _image_locks(declaration)
-        gpus = parse_gpus(declaration.get("gpus"), catalog, _first_engine(declaration.get("services"), catalog))
-        services = parse_services(declaration.get("services"), catalog, gpus)
+        declared = with_overrides(declaration.get("services"), declaration.get("service_overrides") or {})
+        gpus = parse_gpus(declaration.get("gpus"), catalog, _first_engine(declared, catalog))
+        services = parse_services(declared, catalog, gpus)
         laws = Laws(catalog)
         placed = _placed(services, gpus, laws)
     except PlanErrors as problems:

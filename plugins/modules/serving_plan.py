@@ -29,6 +29,13 @@ options:
     description: List of services; see the role C(blackwell.serving.serving) for the keys of an item.
     type: raw
     required: true
+  service_overrides:
+    description:
+      - What this host changes of O(services). For each variable that it comes from, by its name, a dictionary by the
+        name of a service, with the keys to change, or with C(absent) true where the host does not run it.
+      - They are laid over the services in the order in which they stand here.
+    type: dict
+    default: {}
   bind_address:
     description: Address of the host on which the services' ports are published.
     type: str

@@ -11,6 +11,8 @@ from ansible_collections.blackwell.serving.plugins.module_utils.plan_error impor
 from ansible_collections.blackwell.serving.plugins.plugin_utils.catalog_files import COLLECTION_ROOT
 
 PREFIX = "serving_"
+# Any number of variables, each named by its user.
+OPEN_PREFIX = "serving_service_overrides_"
 
 
 @functools.lru_cache(maxsize=1)
@@ -26,7 +28,9 @@ def declared_names() -> frozenset[str]:
 def unknown_variables(variables: Iterable[str]) -> list[PlanError]:
     """One error per variable that begins with ``serving_`` and that no role declares."""
     known = declared_names()
-    unknown: list[Any] = sorted(name for name in variables if name.startswith(PREFIX) and name not in known)
+    unknown: list[Any] = sorted(
+        name for name in variables if name.startswith(PREFIX) and name not in known and not name.startswith(OPEN_PREFIX)
+    )
     return [
         PlanError(
             "there is no such variable",
