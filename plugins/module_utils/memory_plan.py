@@ -44,20 +44,23 @@ def plan_host(
         "errors": [],
         "warnings": [],
     }
+    gpus: list[Gpu] = []
     try:
         locks = _image_locks(declaration)
-        declared = with_overrides(declaration.get("services"), declaration.get("service_overrides") or {})
+        declared = with_overrides(
+            declaration.get("services"), declaration.get("service_overrides") or {}, plan["warnings"]
+        )
         gpus = parse_gpus(declaration.get("gpus"), catalog, _first_engine(declared, catalog))
         services = parse_services(declared, catalog, gpus)
         laws = Laws(catalog)
         placed = _placed(services, gpus, laws)
     except PlanErrors as problems:
-        return _refused(plan, problems.errors)
+        return _refused(plan, problems, gpus)
     except PlanError as problem:
-        return _refused(plan, [problem])
+        return _refused(plan, PlanErrors([problem]), gpus)
     errors = _start_in_order(placed, plan["warnings"])
     if errors:
-        return _refused(plan, errors)
+        return _refused(plan, PlanErrors(errors), gpus)
     plan["warnings"] += [
         f"GPU {gpu.index}: {gpu.product} shares its memory with the system; engines count what is available, "
         "page cache included, so keep other programs small"
@@ -83,23 +86,28 @@ def _first_engine(services: Any, catalog: Catalog) -> str:
     return next((name for name in catalog.profiles["engines"] if name == engine), "sglang")
 
 
-def _refused(plan: dict[str, Any], errors: Sequence[PlanError]) -> dict[str, Any]:
-    plan["verdict"] = "does_not_fit" if all(error.kind == "does_not_fit" for error in errors) else "invalid"
-    plan["errors"] = [error.as_dict() for error in errors]
+def _refused(plan: dict[str, Any], problems: PlanErrors, gpus: Sequence[Gpu]) -> dict[str, Any]:
+    fits_nowhere = all(error.kind == "does_not_fit" for error in problems.errors)
+    plan["verdict"] = "does_not_fit" if fits_nowhere else "invalid"
+    plan["errors"] = [error.as_dict() for error in problems.errors]
     plan["warnings"] = []
+    if fits_nowhere:
+        plan["gpus"] = [{**_gpu_entry(gpu, []), "short_gib": gib(problems.missing.get(gpu.index, 0))} for gpu in gpus]
     return plan
 
 
 def _placed(services: Sequence[Service], gpus: Sequence[Gpu], laws: Laws) -> list[Placed]:
     placed = place(services, gpus, laws)
     if placed is None:
-        raise PlanErrors(_does_not_fit(services, gpus, laws))
+        missing = shortfall(services, gpus, laws)
+        raise PlanErrors(_does_not_fit(services, gpus, laws, missing), missing)
     hand_out(placed, gpus)
     return placed
 
 
-def _does_not_fit(services: Sequence[Service], gpus: Sequence[Gpu], laws: Laws) -> list[PlanError]:
-    missing = shortfall(services, gpus, laws)
+def _does_not_fit(
+    services: Sequence[Service], gpus: Sequence[Gpu], laws: Laws, missing: Mapping[int, int]
+) -> list[PlanError]:
     where = ", ".join(
         f"{size / GIB:.2f} GiB short on GPU {index} "
         f"({gpus[index].product}, {gpus[index].budget / GIB:.2f} GiB to plan with)"

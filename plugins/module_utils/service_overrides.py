@@ -15,9 +15,11 @@ from .plan_error import PlanError, PlanErrors, did_you_mean
 # Keys that are merged entry by entry; every other key is replaced.
 MERGED_KEYS = ("environment", "extra_args", "pinned")
 ABSENT = "absent"
+# The variable that is a host's own, or its group's; others are layers, for hosts of which not all have the service.
+OWN = "serving_service_overrides"
 
 
-def with_overrides(declared: Any, layers: Mapping[str, Any]) -> Any:
+def with_overrides(declared: Any, layers: Mapping[str, Any], warnings: list[str]) -> Any:
     """The services with each layer laid over them, in this order. Raises PlanErrors with one entry per problem.
 
     ``layers``: for each variable its dictionary of overrides by the name of a service: keys of the service, or None or
@@ -30,8 +32,10 @@ def with_overrides(declared: Any, layers: Mapping[str, Any]) -> Any:
     if errors:
         raise PlanErrors(errors)
     changes: dict[str, Mapping[str, Any]] = {}
-    for overrides in layers.values():
+    for variable, overrides in layers.items():
         for name, change in overrides.items():
+            if name not in names:
+                warnings.append(f"{variable} changes '{name}', which is no service of this host")
             changes[name] = _laid_over(changes.get(name, {}), {ABSENT: True} if change is None else change)
     return [service for item in declared if (service := _changed(item, changes)) is not None]
 
@@ -69,7 +73,7 @@ def _problems(variable: str, overrides: Any, names: Collection[str]) -> Iterator
         return
     for name, change in overrides.items():
         where = f"{variable}.{name}"
-        if name not in names:
+        if name not in names and variable == OWN:
             yield PlanError(
                 "no service of this host has that name", key=where, value=name, allowed=did_you_mean(name, names)
             )

@@ -69,7 +69,6 @@ def test_the_declaration_stays_as_it_is(make_plan):
 @pytest.mark.parametrize(
     ("layer", "words"),
     [
-        ({"qwem": {"port": 1}}, ["serving_service_overrides_0.qwem", "no service of this host", "qwen"]),
         ({"qwen": "off"}, ["serving_service_overrides_0.qwen", "'off'", "absent: true"]),
         ({"qwen": {"contxt_length": 1}}, [".qwen.contxt_length", "no such key", "context_length"]),
         ({"qwen": {"name": "other"}}, [".qwen.name", "keeps its name"]),
@@ -84,6 +83,18 @@ def test_the_declaration_stays_as_it_is(make_plan):
 def test_a_bad_override_is_refused_with_a_message_that_says_why(make_plan, layer, words):
     (error,) = planned(make_plan, layer)
     assert all(word in error["problem"] for word in words), error["problem"]
+
+
+def test_a_host_s_own_override_names_a_service_of_that_host(make_plan):
+    plan = make_plan([TINY, QWEN], service_overrides={"serving_service_overrides": {"qwem": {"port": 1}}})
+    (error,) = plan["errors"]
+    assert all(word in error["problem"] for word in ("serving_service_overrides.qwem", "no service", "qwen"))
+
+
+def test_a_layer_may_name_a_service_that_this_host_lacks_and_the_plan_says_so(make_plan):
+    plan = make_plan([TINY], service_overrides={"serving_service_overrides_oslo": {"qwen": {"port": 1}}})
+    assert plan["verdict"] == "fits"
+    assert any("serving_service_overrides_oslo" in warning and "'qwen'" in warning for warning in plan["warnings"])
 
 
 def test_variables_of_groups_and_of_the_host_are_laid_over_in_the_order_of_their_names(tmp_path, ansible_playbook):
