@@ -37,16 +37,17 @@ def with_overrides(declared: Any, layers: Mapping[str, Any], warnings: list[str]
             if name not in names:
                 warnings.append(f"{variable} changes '{name}', which is no service of this host")
             changes[name] = _laid_over(changes.get(name, {}), {ABSENT: True} if change is None else change)
-    return [service for item in declared if (service := _changed(item, changes)) is not None]
+    services = []
+    for item in declared:
+        change = changes.get(str(item.get("name"))) if isinstance(item, Mapping) else None
+        if change is None:
+            services.append(item)
+        elif not change.get(ABSENT):
+            services.append(_changed(item, change))
+    return services
 
 
-def _changed(item: Any, changes: Mapping[str, Mapping[str, Any]]) -> Any:
-    """The service as this host runs it; None where it does not."""
-    change = changes.get(str(item.get("name"))) if isinstance(item, Mapping) else None
-    if change is None:
-        return item
-    if change.get(ABSENT):
-        return None
+def _changed(item: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
     service = _laid_over(item, {key: value for key, value in change.items() if key != ABSENT})
     for key in MERGED_KEYS:
         if isinstance(service.get(key), Mapping):
