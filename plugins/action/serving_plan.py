@@ -13,6 +13,7 @@ from ansible_collections.blackwell.serving.plugins.module_utils.plan_error impor
 from ansible_collections.blackwell.serving.plugins.module_utils.plan_text import headline, plan_text
 from ansible_collections.blackwell.serving.plugins.plugin_utils.catalog_files import load_catalog
 from ansible_collections.blackwell.serving.plugins.plugin_utils.declared_variables import unknown_variables
+from ansible_collections.blackwell.serving.plugins.plugin_utils.named_groups import named_groups
 from ansible_collections.blackwell.serving.plugins.plugin_utils.plan_files import current_files, render, write_files
 
 ARGUMENTS = {
@@ -26,6 +27,7 @@ ARGUMENTS = {
     "project_name": {"type": "str", "default": "serving"},
     "image_locks": {"type": "dict", "default": {}},
     "models_offline": {"type": "bool", "default": False},
+    "fleet_interface": {"type": "str", "default": ""},
 }
 DECLARED = (
     "mode",
@@ -37,6 +39,7 @@ DECLARED = (
     "project_name",
     "image_locks",
     "models_offline",
+    "fleet_interface",
 )
 
 
@@ -53,7 +56,9 @@ class ActionModule(ActionBase):
         variables = task_vars or {}
         _, arguments = self.validate_argument_spec(argument_spec=ARGUMENTS)
         host = variables["inventory_hostname"]
-        plan = plan_host(host, {key: arguments[key] for key in DECLARED}, load_catalog())
+        declaration = {key: arguments[key] for key in DECLARED}
+        declaration["node_groups"] = named_groups(arguments["services"], arguments["service_overrides"], variables)
+        plan = plan_host(host, declaration, load_catalog())
         problems = unknown_variables(variables)
         if problems:
             _refuse(plan, problems)

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from .node_groups import answers_requests
+
 VERDICTS = {"fits": "fits", "does_not_fit": "does not fit", "invalid": "invalid"}
 NOT_PLANNED = "not planned"
 SHOWN_REMEDIES = 3
@@ -81,14 +83,15 @@ def _having(hosts: Iterable[FleetHost], kind: str) -> list[FleetHost]:
 
 
 def _total(name: str, hosts: Sequence[FleetHost], kind: str | None = None) -> dict[str, Any]:
-    """Sums over hosts, or over their GPUs of one kind. Memory is that of hosts whose plan fits."""
+    """Sums over hosts, or over their GPUs of one kind. Memory is that of hosts whose plan fits; a service on
+    several hosts counts once."""
     verdicts = Counter(host.verdict for host in hosts)
     fitting = [host for host in hosts if host.verdict == "fits"]
     gpus = [gpu for host in fitting for gpu in host.gpus if kind in (None, gpu["product"])]
     services = 0
     for host in fitting:
         counted = {gpu["index"] for gpu in host.gpus if kind in (None, gpu["product"])}
-        services += sum(bool(counted & set(service["gpus"])) for service in host.services)
+        services += sum(bool(counted & set(service["gpus"])) for service in host.services if answers_requests(service))
     planned, visible = (sum(gpu[key] for gpu in gpus) for key in ("planned_gib", "cuda_visible_gib"))
     return {
         "name": name,

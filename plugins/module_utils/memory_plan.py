@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .catalog_view import Catalog
-from .declaration import Gpu, Service, parse_gpus, parse_services
+from .declaration import Fleet, Gpu, Service, parse_gpus, parse_services
 from .image_decisions import ImageRefused, checked_locks, with_digest
 from .placement import Laws, Placed, hand_out, pinned_tokens, place, shortfall
 from .plan_error import PlanError, PlanErrors
@@ -29,8 +29,8 @@ def plan_host(
     generated_by: str = "blackwell.serving",
 ) -> dict[str, Any]:
     """The plan (``plan.json``) for a declaration with the keys ``mode``, ``gpus``, ``services``, ``bind_address``,
-    ``service_overrides``, ``gpu_request``, ``project_name``, ``image_locks``, ``models_offline``. Never raises for a
-    bad declaration: the verdict and the errors say what is wrong.
+    ``service_overrides``, ``gpu_request``, ``project_name``, ``image_locks``, ``models_offline``, ``node_groups``,
+    ``fleet_interface``. Never raises for a bad declaration: the verdict and the errors say what is wrong.
     """
     plan: dict[str, Any] = {
         "schema": SCHEMA,
@@ -51,7 +51,7 @@ def plan_host(
             declaration.get("services"), declaration.get("service_overrides") or {}, plan["warnings"]
         )
         gpus = parse_gpus(declaration.get("gpus"), catalog, _first_engine(declared, catalog))
-        services = parse_services(declared, catalog, gpus)
+        services = parse_services(declared, catalog, gpus, _fleet(host, declaration))
         laws = Laws(catalog)
         placed = _placed(services, gpus, laws)
     except PlanErrors as problems:
@@ -67,6 +67,7 @@ def plan_host(
         for gpu in gpus
         if catalog.gpu(gpu.key).get("integrated")
     ]
+    plan["warnings"] += _peer_warnings(placed, catalog) + _group_warnings(placed)
     plan["gpus"] = [_gpu_entry(gpu, placed) for gpu in gpus]
     plan["services"] = _service_entries(placed, declaration, locks, plan["warnings"])
     return plan
@@ -77,6 +78,16 @@ def _image_locks(declaration: Mapping[str, Any]) -> Mapping[str, Any]:
         return checked_locks(declaration.get("image_locks") or {})
     except ImageRefused as problem:
         raise PlanError(str(problem)) from problem
+
+
+def _fleet(host: str, declaration: Mapping[str, Any]) -> Fleet:
+    groups = declaration.get("node_groups") or {}
+    return Fleet(
+        host=host,
+        groups={name: [(member["host"], member["address"]) for member in members] for name, members in groups.items()},
+        interface=declaration.get("fleet_interface") or "",
+        required=declaration.get("mode") == "apply",
+    )
 
 
 def _first_engine(services: Any, catalog: Catalog) -> str:
@@ -118,6 +129,36 @@ def _does_not_fit(
         kind="does_not_fit",
     )
     return [summary, *remedies_for(services, gpus, laws)]
+
+
+def _peer_warnings(placed: Sequence[Placed], catalog: Catalog) -> list[str]:
+    """What is to be known of services on several GPUs that cannot read each other's memory."""
+    prefix = catalog.gpus["without_peer_access"]["prefix"]
+    return [
+        f"{entry.service.name}: {entry.gpus[0].product} has no peer access, so its GPUs talk through the host's memory "
+        f"(shm_size {entry.service.shm_size}); tensor parallelism gains less there"
+        for entry in placed
+        if len(entry.gpus) > 1 and entry.gpus[0].product.startswith(prefix)
+    ]
+
+
+def _group_warnings(placed: Sequence[Placed]) -> list[str]:
+    """What is to be known of services that run on several hosts."""
+    warnings, alone = [], ""
+    for entry in placed:
+        service = entry.service
+        if service.nodes and not service.nodes.interface:
+            warnings.append(
+                f"{service.name}: the interface that has {service.nodes.address} is found on the host; "
+                "serving_fleet_interface names it beforehand"
+            )
+        if service.nodes and alone:
+            warnings.append(
+                f"{service.name}: its hosts wait ten minutes for each other at most, and {alone} starts before it; "
+                "declare services on several hosts first"
+            )
+        alone = alone or ("" if service.nodes else service.name)
+    return warnings
 
 
 # ---- start order: what each service sees, and what it is told ---------------------------------------

@@ -28,20 +28,22 @@ def service_spec(
     service = entry.service
     settings = service.settings
     offline = bool(declaration.get("models_offline")) and not service.directory
+    address = str(declaration.get("bind_address", "127.0.0.1"))
     return {
+        **({"nodes": service.nodes.entry()} if service.nodes else {}),
         "container_name": service.container_name,
         "container_port": service.container_port,
         "served_name": _served_name(service),
-        "bind_address": str(declaration.get("bind_address", "127.0.0.1")),
+        "bind_address": address,
         "gpu_request": str(declaration.get("gpu_request", "cdi")),
         "entrypoint": list(settings["entrypoint"]),
-        "command": _command(entry, roles, offline),
+        "command": _command(entry, roles, offline, address),
         **({"original_command": _notes_command(service)} if service.profile == "notes" else {}),
         "environment": {**(OFFLINE if offline else {}), **service.environment},
         "depends_on": list(before),
         "volumes": _volumes(entry),
         "healthcheck": {
-            "url": f"http://127.0.0.1:{service.container_port}{settings['health_path']}",
+            "url": f"http://{_own_address(service, address)}:{service.container_port}{settings['health_path']}",
             "interval_s": 15,
             "timeout_s": int(settings["health_timeout_s"]),
             "retries": 3,
@@ -51,9 +53,15 @@ def service_spec(
     }
 
 
-def _command(entry: Placed, roles: Options, offline: bool) -> list[str]:
+def _own_address(service: Service, bind_address: str) -> str:
+    """Where the container reaches its own engine: on a network of its own, or on the host's."""
+    return "127.0.0.1" if not service.nodes or bind_address == "0.0.0.0" else bind_address
+
+
+def _command(entry: Placed, roles: Options, offline: bool, bind_address: str) -> list[str]:
     service, flags = entry.service, entry.service.flags
-    model = {"model": service.model, "host": "0.0.0.0", "port": service.container_port}
+    host = bind_address if service.nodes else "0.0.0.0"
+    model = {"model": service.model, "host": host, "port": service.container_port}
     if service.directory or offline:
         model["served_name"] = _served_name(service)
     declared = {
@@ -61,6 +69,7 @@ def _command(entry: Placed, roles: Options, offline: bool) -> list[str]:
         "dtype": service.dtype,
         "quantization": service.quantization,
         "tensor_parallel": service.tensor_parallel if service.tensor_parallel > 1 else None,
+        **_ranks(service),
         "revision": service.revision,
         "trust_remote_code": service.trust_remote_code or None,
     }
@@ -68,6 +77,11 @@ def _command(entry: Placed, roles: Options, offline: bool) -> list[str]:
         flags.name_for(role): value for role, value in {**model, **roles, **declared}.items() if value is not None
     }
     return as_arguments(flags, {**options, **entry.law.options})
+
+
+def _ranks(service: Service) -> Options:
+    nodes = service.nodes
+    return {"nodes": len(nodes.hosts), "node_rank": nodes.rank, "rendezvous": nodes.rendezvous} if nodes else {}
 
 
 def _served_name(service: Service) -> str:

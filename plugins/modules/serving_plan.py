@@ -61,6 +61,12 @@ options:
     description: Whether the models are in the host's cache before the engines start, which then do not ask the Hub.
     type: bool
     default: false
+  fleet_interface:
+    description:
+      - Network interface of the host towards the hosts with which it runs a service together (C(nodes) of a service).
+        Their addresses are their variables C(serving_fleet_address).
+    type: str
+    default: ""
 attributes:
   check_mode:
     support: full
