@@ -138,7 +138,7 @@ SERVICE_KEYS: dict[str, tuple[Callable[[Any], Any], Any]] = {
     "quantization": (convert.text, None),
     "tensor_parallel": (convert.integer(1, 64), 1),
     "nodes": (convert.text, None),
-    "nodes_port": (convert.integer(1, 65535), 20000),
+    "nodes_port": (convert.integer(1024, 64535), 20000),
     "gpus": (convert.gpu_indices, None),
     "profile": (convert.one_of("tuned", "safe", "notes"), "tuned"),
     "pinned": (convert.mapping, {}),

@@ -8,16 +8,21 @@ those that a host needs run under its own Python, 3.9 or newer.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-# What differs between the hosts of a group by nature.
-OWN_OPTIONS = ("--node-rank", "--host")
+# What differs between the hosts of a group by nature, or follows from the rest.
+OWN_OPTIONS = ("--node-rank", "--host", "--dist-init-addr", "--nccl-init-addr")
 OWN_VARIABLES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "SGLANG_HOST_IP")
 
 
+# The ranks meet at one of so many ports.
+MEETING_PORTS = 1000
+
+
 class NodeGroup(NamedTuple):
-    """The hosts that run a service together, seen from one of them."""
+    """The hosts that run a service together, seen from one of them. ``port``: the first at which they may meet."""
 
     name: str
     hosts: tuple[str, ...]
@@ -26,10 +31,12 @@ class NodeGroup(NamedTuple):
     port: int
     interface: str
 
-    @property
-    def rendezvous(self) -> str:
-        """Where the ranks meet: an address of the first host."""
-        return f"{self.addresses[0]}:{self.port}"
+    def rendezvous(self, content: str) -> str:
+        """Where the ranks meet: the address of the first host, and a port that follows from what they run.
+
+        So ranks of two releases never find each other, as they might while one host has the new one already.
+        """
+        return f"{self.addresses[0]}:{self.port + zlib.crc32(content.encode()) % MEETING_PORTS}"
 
     @property
     def address(self) -> str:
@@ -43,14 +50,14 @@ class NodeGroup(NamedTuple):
             told |= {"NCCL_SOCKET_IFNAME": f"={self.interface}", "GLOO_SOCKET_IFNAME": self.interface}
         return told
 
-    def entry(self) -> dict[str, Any]:
+    def entry(self, rendezvous: str) -> dict[str, Any]:
         """As in plan.json."""
         return {
             "group": self.name,
             "hosts": list(self.hosts),
             "addresses": list(self.addresses),
             "rank": self.rank,
-            "rendezvous": self.rendezvous,
+            "rendezvous": rendezvous,
         }
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from .declaration import MODEL_DIRECTORY, Service
 from .engine_flags import Options, as_arguments
+from .image_decisions import with_digest
+from .node_groups import OWN_VARIABLES
 from .placement import Placed
 from .units import GIB
 
@@ -29,15 +31,16 @@ def service_spec(
     settings = service.settings
     offline = bool(declaration.get("models_offline")) and not service.directory
     address = str(declaration.get("bind_address", "127.0.0.1"))
+    rendezvous = _rendezvous(entry, roles, offline, declaration)
     return {
-        **({"nodes": service.nodes.entry()} if service.nodes else {}),
+        **({"nodes": service.nodes.entry(rendezvous)} if service.nodes else {}),
         "container_name": service.container_name,
         "container_port": service.container_port,
         "served_name": _served_name(service),
         "bind_address": address,
         "gpu_request": str(declaration.get("gpu_request", "cdi")),
         "entrypoint": list(settings["entrypoint"]),
-        "command": _command(entry, roles, offline, address),
+        "command": _command(entry, roles | _ranks(service, rendezvous), offline, address),
         **({"original_command": _notes_command(service)} if service.profile == "notes" else {}),
         "environment": {**(OFFLINE if offline else {}), **service.environment},
         "depends_on": list(before),
@@ -69,7 +72,6 @@ def _command(entry: Placed, roles: Options, offline: bool, bind_address: str) ->
         "dtype": service.dtype,
         "quantization": service.quantization,
         "tensor_parallel": service.tensor_parallel if service.tensor_parallel > 1 else None,
-        **_ranks(service),
         "revision": service.revision,
         "trust_remote_code": service.trust_remote_code or None,
     }
@@ -79,9 +81,20 @@ def _command(entry: Placed, roles: Options, offline: bool, bind_address: str) ->
     return as_arguments(flags, {**options, **entry.law.options})
 
 
-def _ranks(service: Service) -> Options:
+def _ranks(service: Service, rendezvous: str) -> Options:
     nodes = service.nodes
-    return {"nodes": len(nodes.hosts), "node_rank": nodes.rank, "rendezvous": nodes.rendezvous} if nodes else {}
+    return {"nodes": len(nodes.hosts), "node_rank": nodes.rank, "rendezvous": rendezvous} if nodes else {}
+
+
+def _rendezvous(entry: Placed, roles: Options, offline: bool, declaration: Mapping[str, Any]) -> str:
+    """Where the hosts of a service on several hosts meet; empty for one on this host alone."""
+    service = entry.service
+    if not service.nodes:
+        return ""
+    image = with_digest(service.image.reference, declaration.get("image_locks") or {})
+    variables = [f"{name}={value}" for name, value in service.environment.items() if name not in OWN_VARIABLES]
+    content = [image, *service.nodes.hosts, *sorted(variables), *_command(entry, roles, offline, "")]
+    return service.nodes.rendezvous("\n".join(content))
 
 
 def _served_name(service: Service) -> str:

@@ -61,7 +61,29 @@ def problems(host, plans, facts=FACTS, together=("one", "two"), forks=5):
 def test_the_hosts_are_told_the_same_but_for_their_rank_and_themselves(pair):
     one, two = (set(pair[host]["services"][0]["command"]) for host in ("one", "two"))
     assert one ^ two == {"--node-rank=0", "--node-rank=1"}
-    assert {"--nnodes=2", "--dist-init-addr=10.0.0.1:20000", "--tp-size=4"} <= one
+    rendezvous = pair["one"]["services"][0]["nodes"]["rendezvous"]
+    assert {"--nnodes=2", f"--dist-init-addr={rendezvous}", "--tp-size=4"} <= one
+    address, _, port = rendezvous.partition(":")
+    assert address == "10.0.0.1"
+    assert 20000 <= int(port) < 21000
+
+
+def test_ranks_of_two_releases_do_not_meet(plan_of, pair):
+    """While one host has the new release already, the other's container of the old one may start again."""
+    image = pair["one"]["services"][0]["image"]
+    changes = {
+        "now": {},
+        "context": {"services": [BIG | {"context_length": 4096}]},
+        "pinned image": {"image_locks": {image: {"digest": "sha256:" + "a" * 64}}},
+        "another image": {"image_locks": {image: {"digest": "sha256:" + "b" * 64}}},
+        "ports": {"services": [BIG | {"nodes_port": 30000}]},
+    }
+    met = {}
+    for name, change in changes.items():
+        rendezvous = {plan_of(host, **change)["services"][0]["nodes"]["rendezvous"] for host in ("one", "two")}
+        assert len(rendezvous) == 1, name
+        met[name] = rendezvous.pop()
+    assert len(set(met.values())) == len(changes)
 
 
 def test_each_host_takes_its_part_of_the_gpus_and_of_the_weights(pair, make_plan):
@@ -103,7 +125,10 @@ def test_the_container_is_on_the_network_of_the_host(plan_of):
 def test_every_text_says_who_serves(pair):
     files = render(pair["two"])
     for name in ("plan.txt", "report.html"):
-        assert "rank 1 of one, two, which meet at 10.0.0.1:20000; one serves" in files[name]
+        assert (
+            f"rank 1 of one, two, which meet at {pair['two']['services'][0]['nodes']['rendezvous']}; one serves"
+            in files[name]
+        )
 
 
 def test_only_the_first_host_answers_requests(pair):
