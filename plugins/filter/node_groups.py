@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ansible_collections.blackwell.serving.plugins.module_utils import node_groups
+from ansible_collections.blackwell.serving.plugins.plugin_utils.named_groups import group_names
 
 
 def _plan_of(hostvars: Mapping[str, Any], host: str) -> Mapping[str, Any]:
-    planned = hostvars[host].get("__serving_plan") or {}
-    return planned.get("plan") or {"services": []}
+    """Its plan of this run, if it has one; without a run, as for --syntax-check, nobody has."""
+    planned = hostvars[host].get("__serving_plan") if host in hostvars else None
+    return (planned or {}).get("plan") or {"services": []}
 
 
 def node_group_problems(host: str, hostvars: Mapping[str, Any], together: Sequence[str], forks: int) -> list[str]:
@@ -20,13 +22,22 @@ def node_group_problems(host: str, hostvars: Mapping[str, Any], together: Sequen
     return node_groups.group_problems(host, plans, facts, together, int(forks))
 
 
-def whole_batches(sizes: Sequence[Any], hosts: Sequence[str], hostvars: Mapping[str, Any]) -> list[int]:
-    """``serial`` for these hosts, in their order, with the hosts of a group always in one batch."""
-    shared = (service for host in hosts for service in node_groups.shared_services(_plan_of(hostvars, host)))
-    groups = {tuple(service["nodes"]["hosts"]) for service in shared}
-    return node_groups.batch_sizes(
-        list(sizes) if isinstance(sizes, (list, tuple)) else [sizes], list(hosts), list(groups)
-    )
+def whole_batches(
+    sizes: Sequence[Any], hosts: Sequence[str], hostvars: Mapping[str, Any], inventory: Mapping[str, Sequence[str]]
+) -> list[int]:
+    """``serial`` for these hosts, in their order, with the hosts of a group always in one batch.
+
+    The groups are those of the plans of this run, or, where nothing was planned, those that the services declare.
+    """
+    plans = [_plan_of(hostvars, host) for host in hosts]
+    shared = (service["nodes"]["hosts"] for plan in plans for service in node_groups.shared_services(plan))
+    groups = {tuple(members) for members in shared}
+    if not any(plan["services"] for plan in plans):
+        declared = (hostvars[host].get("serving_services") for host in hosts if host in hostvars)
+        names = {name for services in declared for name in group_names(services, {})}
+        groups = {tuple(inventory[name]) for name in names if name in inventory}
+    told = list(sizes) if isinstance(sizes, (list, tuple)) else [sizes]
+    return node_groups.batch_sizes(told, list(hosts), sorted(groups))
 
 
 class FilterModule:

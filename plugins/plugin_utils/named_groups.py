@@ -13,12 +13,13 @@ def named_groups(services: Any, overrides: Mapping[str, Any], variables: Mapping
         name: [
             {"host": host, "address": str(hostvars[host].get("serving_fleet_address") or "")} for host in groups[name]
         ]
-        for name in sorted(set(_names(services, overrides)))
+        for name in sorted(set(group_names(services, overrides)))
         if name in groups
     }
 
 
-def _names(services: Any, overrides: Mapping[str, Any]) -> Iterator[str]:
+def group_names(services: Any, overrides: Mapping[str, Any]) -> Iterator[str]:
+    """What services, or overrides of them, say in their key ``nodes``."""
     declared = list(services) if isinstance(services, (list, tuple)) else []
     for layer in overrides.values():
         declared += layer.values() if isinstance(layer, Mapping) else []
