@@ -41,6 +41,12 @@ def _templates() -> jinja2.Environment:
     return environment
 
 
+def read_ahead() -> None:
+    """Compile the templates."""
+    for name in ("compose.yaml.j2", "report.html.j2"):
+        _templates().get_template(name)
+
+
 def render(plan: Mapping[str, Any]) -> dict[str, str]:
     """File name -> content. A plan that does not fit has only its plan.json."""
     files = {PLAN_FILE: json.dumps(plan, indent=2, ensure_ascii=False) + "\n"}
