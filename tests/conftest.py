@@ -26,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--public-role",
         action="append",
         default=[],
-        help="directory of a role to time beside provision.yml (make bench); its benchmark.yml holds variables for it",
+        help="directory of a role to time beside provision.yml (tests/benchmarks/test_hosts.py)",
     )
     parser.addoption("--update-docs", action="store_true", help="rewrite the pages of docs/ that tests make")
 

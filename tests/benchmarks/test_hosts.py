@@ -1,6 +1,8 @@
 """Converged runs on test hosts as a multiple of `ansible -m ping` on the same hosts. Only `make bench` runs this.
 
 Roles of others that do a part of the same work are timed beside them: pytest --public-role DIRECTORY, once for each.
+A file benchmark.yml there holds further keys of the play, such as vars, or pre_tasks with the tag prepare, which are
+not timed; a directory collections there is searched for modules.
 """
 
 import json
@@ -123,12 +125,15 @@ def test_public_roles_against_ping(
         pytest.skip("no --public-role")
     for role in roles:
         book = tmp_path / f"{role.name}.yml"
+        own = role / "benchmark.yml"
         play = {"hosts": "all", "become": True, "roles": [str(role)]}
-        if (role / "benchmark.yml").exists():
-            play["vars_files"] = [str(role / "benchmark.yml")]
+        play |= yaml.safe_load(own.read_text()) if own.exists() else {}
         book.write_text(yaml.safe_dump([play]))
-        environment = {"ANSIBLE_INJECT_FACT_VARS": "true"}  # most roles count on it
+        environment = {
+            "ANSIBLE_INJECT_FACT_VARS": "true",  # most roles count on it
+            "ANSIBLE_COLLECTIONS_PATH": f"{role / 'collections'}:.collections",
+        }
         run_book(run_tool, inventory, "one", book, env=environment)
         for group in NAMES:
-            said, took = run_book(run_tool, inventory, group, book, env=environment)
+            said, took = run_book(run_tool, inventory, group, book, "--skip-tags=prepare", env=environment)
             report(timing, f"converged role {role.name}", group, took, pinged[group], said)
