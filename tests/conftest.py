@@ -22,6 +22,12 @@ Timing = Callable[[str, float, float], None]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full-benchmarks", action="store_true", help="full sizes, and a time over its limit fails")
+    parser.addoption(
+        "--public-role",
+        action="append",
+        default=[],
+        help="directory of a role to time beside provision.yml (tests/benchmarks/test_hosts.py)",
+    )
     parser.addoption("--update-docs", action="store_true", help="rewrite the pages of docs/ that tests make")
 
 

@@ -11,22 +11,46 @@ from ansible.plugins.action import ActionBase
 from ansible_collections.blackwell.serving.plugins.module_utils.memory_plan import plan_host
 from ansible_collections.blackwell.serving.plugins.module_utils.plan_error import PlanError
 from ansible_collections.blackwell.serving.plugins.module_utils.plan_text import headline, plan_text
+from ansible_collections.blackwell.serving.plugins.plugin_utils import catalog_files, plan_files
 from ansible_collections.blackwell.serving.plugins.plugin_utils.catalog_files import load_catalog
-from ansible_collections.blackwell.serving.plugins.plugin_utils.declared_variables import unknown_variables
+from ansible_collections.blackwell.serving.plugins.plugin_utils.declared_variables import (
+    declared_names,
+    unknown_variables,
+)
+from ansible_collections.blackwell.serving.plugins.plugin_utils.named_groups import named_groups
 from ansible_collections.blackwell.serving.plugins.plugin_utils.plan_files import current_files, render, write_files
 
 ARGUMENTS = {
     "mode": {"type": "str", "choices": ["preview", "apply"], "default": "preview"},
     "gpus": {"type": "raw", "required": True},
     "services": {"type": "raw", "required": True},
+    "service_overrides": {"type": "dict", "default": {}},
     "bind_address": {"type": "str", "default": "127.0.0.1"},
     "gpu_request": {"type": "str", "choices": ["cdi", "deploy"], "default": "cdi"},
     "output_dir": {"type": "path", "required": True},
     "project_name": {"type": "str", "default": "serving"},
     "image_locks": {"type": "dict", "default": {}},
     "models_offline": {"type": "bool", "default": False},
+    "fleet_interface": {"type": "str", "default": ""},
 }
-DECLARED = ("mode", "gpus", "services", "bind_address", "gpu_request", "project_name", "image_locks", "models_offline")
+DECLARED = (
+    "mode",
+    "gpus",
+    "services",
+    "service_overrides",
+    "bind_address",
+    "gpu_request",
+    "project_name",
+    "image_locks",
+    "models_offline",
+    "fleet_interface",
+)
+
+# Ansible runs each host's task in a fork of one process, which has imported this module by then. What that process has
+# read, no fork reads again: half of the time that a host takes.
+catalog_files.read_ahead()
+plan_files.read_ahead()
+declared_names()
 
 
 class ActionModule(ActionBase):
@@ -42,7 +66,9 @@ class ActionModule(ActionBase):
         variables = task_vars or {}
         _, arguments = self.validate_argument_spec(argument_spec=ARGUMENTS)
         host = variables["inventory_hostname"]
-        plan = plan_host(host, {key: arguments[key] for key in DECLARED}, load_catalog())
+        declaration = {key: arguments[key] for key in DECLARED}
+        declaration["node_groups"] = named_groups(arguments["services"], arguments["service_overrides"], variables)
+        plan = plan_host(host, declaration, load_catalog())
         problems = unknown_variables(variables)
         if problems:
             _refuse(plan, problems)

@@ -14,6 +14,7 @@ from . import convert
 from .catalog_view import Catalog, Image
 from .engine_flags import EngineFlags, Options, resolve_options
 from .model_geometry import DTYPE_BYTES, ModelGeometry, geometry_of
+from .node_groups import NodeGroup
 from .plan_error import PlanError, PlanErrors, did_you_mean
 from .quantization import Quantization, quantized_on_load
 from .units import GIB, from_gib
@@ -46,6 +47,19 @@ class Gpu:
 
 
 @dataclass(frozen=True)
+class Fleet:
+    """What a host's plan needs to know of others. ``groups``: groups of the inventory that services name, each with the
+    names and addresses of its hosts; ``interface``: the host's own, towards them; ``required``: whether it must be
+    known.
+    """
+
+    host: str = ""
+    groups: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
+    interface: str = ""
+    required: bool = False
+
+
+@dataclass(frozen=True)
 class Service:
     """A checked service. ``kv_element`` in bytes; ``weights`` (bytes per rank) only where it was measured."""
 
@@ -69,6 +83,7 @@ class Service:
     dtype: str | None
     quantization: str | None
     tensor_parallel: int
+    nodes: NodeGroup | None
     gpus: tuple[int, ...] | None
     profile: str
     pinned: Mapping[str, float]
@@ -79,6 +94,11 @@ class Service:
     revision: str | None
     flags: EngineFlags = field(repr=False, compare=False)
     settings: Mapping[str, Any] = field(repr=False, compare=False)
+
+    @property
+    def local_gpus(self) -> int:
+        """GPUs of this host that it runs on."""
+        return self.tensor_parallel // (len(self.nodes.hosts) if self.nodes else 1)
 
     def engine_chunk(self, gpu: Gpu) -> int:
         """Tokens of one prefill batch that the engine itself chooses on ``gpu``."""
@@ -118,7 +138,9 @@ SERVICE_KEYS: dict[str, tuple[Callable[[Any], Any], Any]] = {
     "kv_cache_dtype": (convert.text, "auto"),
     "dtype": (convert.one_of("auto", *DTYPE_BYTES, "half"), "auto"),
     "quantization": (convert.text, None),
-    "tensor_parallel": (convert.integer(1, 16), 1),
+    "tensor_parallel": (convert.integer(1, 64), 1),
+    "nodes": (convert.text, None),
+    "nodes_port": (convert.integer(1024, 64535), 20000),
     "gpus": (convert.gpu_indices, None),
     "profile": (convert.one_of("tuned", "safe", "notes"), "tuned"),
     "pinned": (convert.mapping, {}),
@@ -224,7 +246,7 @@ def catalogue_gpu(
     )
 
 
-def parse_services(declared: Any, catalog: Catalog, gpus: Sequence[Gpu]) -> list[Service]:
+def parse_services(declared: Any, catalog: Catalog, gpus: Sequence[Gpu], fleet: Fleet = Fleet()) -> list[Service]:
     """``serving_services``. Raises PlanErrors with one entry per problem found."""
     if not isinstance(declared, (list, tuple)) or not declared:
         raise PlanErrors(
@@ -242,7 +264,7 @@ def parse_services(declared: Any, catalog: Catalog, gpus: Sequence[Gpu]) -> list
     for index, item in enumerate(declared):
         label = str(item.get("name", f"#{index + 1}")) if isinstance(item, Mapping) else f"#{index + 1}"
         found: list[PlanError] = []
-        service = _service(item, catalog, gpus, found)
+        service = _service(item, catalog, gpus, fleet, found)
         for error in found:
             error.service = error.service or label
         errors += found
@@ -278,7 +300,7 @@ def _duplicates(declared: Sequence[Any]) -> list[PlanError]:
     return errors
 
 
-def _service(item: Any, catalog: Catalog, gpus: Sequence[Gpu], errors: list[PlanError]) -> Service | None:
+def _service(item: Any, catalog: Catalog, gpus: Sequence[Gpu], fleet: Fleet, errors: list[PlanError]) -> Service | None:
     if not isinstance(item, Mapping):
         errors.append(PlanError(f"{item!r} is not a mapping", key="serving_services", value=item))
         return None
@@ -303,13 +325,13 @@ def _service(item: Any, catalog: Catalog, gpus: Sequence[Gpu], errors: list[Plan
     if errors:
         return None
     try:
-        return _resolve(values, catalog, gpus)
+        return _resolve(values, catalog, gpus, fleet)
     except PlanError as error:
         errors.append(error)
         return None
 
 
-def _resolve(values: dict[str, Any], catalog: Catalog, gpus: Sequence[Gpu]) -> Service:
+def _resolve(values: dict[str, Any], catalog: Catalog, gpus: Sequence[Gpu], fleet: Fleet) -> Service:
     engine = values["engine"]
     settings = catalog.engine(engine)
     image = catalog.image(values["image"] or settings["default_image"], engine)
@@ -319,7 +341,8 @@ def _resolve(values: dict[str, Any], catalog: Catalog, gpus: Sequence[Gpu]) -> S
         lambda: EngineFlags(catalog.engine_flags(image), settings, f"{engine} {image.engine_version}"),
     )
     model, directory, geometry, weights = _model(values["model"], values["dtype"], catalog)
-    _check_model_limits(values, geometry, gpus)
+    nodes = _nodes(values, fleet)
+    _check_model_limits(values, geometry, gpus, len(nodes.hosts) if nodes else 1)
     _check_remote_code(values, directory)
     pinned = _pinned(values["pinned"], settings, flags)
     resolve_options(flags, values["profile"], values["extra_args"], {})
@@ -345,7 +368,7 @@ def _resolve(values: dict[str, Any], catalog: Catalog, gpus: Sequence[Gpu]) -> S
         weights=weights,
         loaded_as=loaded_as,
         port=values["port"],
-        container_port=values["container_port"],
+        container_port=values["port"] if nodes else values["container_port"],
         container_name=values["container_name"] or values["name"],
         context_length=values["context_length"] or geometry.max_context,
         max_concurrency=values["max_concurrency"],
@@ -356,11 +379,12 @@ def _resolve(values: dict[str, Any], catalog: Catalog, gpus: Sequence[Gpu]) -> S
         dtype=None if values["dtype"] == "auto" else values["dtype"],
         quantization=values["quantization"],
         tensor_parallel=values["tensor_parallel"],
+        nodes=nodes,
         gpus=values["gpus"],
         profile=values["profile"],
         pinned=pinned,
         extra_args=values["extra_args"],
-        environment={**settings["environment"], **values["environment"]},
+        environment={**settings["environment"], **(nodes.environment() if nodes else {}), **values["environment"]},
         shm_size=values["shm_size"] or ("16g" if values["tensor_parallel"] > 1 else "8g"),
         trust_remote_code=values["trust_remote_code"],
         revision=values["revision"],
@@ -473,7 +497,48 @@ def _sizable(geometry: ModelGeometry, weights: int | None) -> ModelGeometry:
     return geometry
 
 
-def _check_model_limits(values: Mapping[str, Any], geometry: ModelGeometry, gpus: Sequence[Gpu]) -> None:
+def _nodes(values: Mapping[str, Any], fleet: Fleet) -> NodeGroup | None:
+    """The hosts that run the service together."""
+    name = values["nodes"]
+    if name is None:
+        return None
+    problem, allowed = "", ""
+    members = fleet.groups.get(name) or ()
+    hosts, addresses = [host for host, _ in members], [address for _, address in members]
+    if values["engine"] != "sglang":
+        problem, allowed = f"{values['engine']} is not run on several hosts here", "engine: sglang, or no nodes"
+    elif not hosts:
+        problem, allowed = f"the inventory has no hosts in a group {name}", "the name of a group of the inventory"
+    elif fleet.host not in hosts:
+        problem, allowed = f"{fleet.host} is not in the group {name}", f"services of {', '.join(hosts)} alone"
+    elif len(hosts) < 2:
+        problem, allowed = f"the group {name} has one host", "two hosts or more, or no nodes"
+    elif values["tensor_parallel"] % len(hosts):
+        raise PlanError(
+            f"{values['tensor_parallel']} GPUs cannot be parted over the {len(hosts)} hosts of {name}",
+            key="tensor_parallel",
+            value=values["tensor_parallel"],
+            allowed=f"the GPUs of all hosts together, a multiple of {len(hosts)}",
+        )
+    elif not all(addresses):
+        lacking = ", ".join(host for host, address in members if not address)
+        problem, allowed = (
+            f"{lacking} has no serving_fleet_address",
+            "hosts with the address at which the others reach them",
+        )
+    elif len(set(addresses)) < len(addresses):
+        problem, allowed = f"two hosts of {name} have the same serving_fleet_address", "an address of its own for each"
+    elif fleet.required and not fleet.interface:
+        problem = f"no interface of {fleet.host} has its serving_fleet_address {addresses[hosts.index(fleet.host)]}"
+        allowed = "an address of this host, or the interface's name in serving_fleet_interface"
+    if problem:
+        raise PlanError(problem, key="nodes", value=name, allowed=allowed)
+    return NodeGroup(
+        name, tuple(hosts), tuple(addresses), hosts.index(fleet.host), values["nodes_port"], fleet.interface
+    )
+
+
+def _check_model_limits(values: Mapping[str, Any], geometry: ModelGeometry, gpus: Sequence[Gpu], hosts: int) -> None:
     if values["context_length"] and values["context_length"] > geometry.max_context:
         raise PlanError(
             f"{values['context_length']} is more than {geometry.name} was made for",
@@ -483,14 +548,15 @@ def _check_model_limits(values: Mapping[str, Any], geometry: ModelGeometry, gpus
         )
     problem = geometry.tensor_parallel_problem(values["tensor_parallel"])
     if problem:
-        fitting = [str(tp) for tp in (1, 2, 4, 8, 16) if not geometry.tensor_parallel_problem(tp)]
+        fitting = [str(tp) for tp in (1, 2, 4, 8, 16, 32, 64) if not geometry.tensor_parallel_problem(tp)]
         raise PlanError(problem, key="tensor_parallel", value=values["tensor_parallel"], allowed=", ".join(fitting))
-    if values["gpus"] and len(values["gpus"]) != values["tensor_parallel"]:
+    if values["gpus"] and len(values["gpus"]) * hosts != values["tensor_parallel"]:
         raise PlanError(
-            f"{len(values['gpus'])} GPUs are named for tensor_parallel {values['tensor_parallel']}",
+            f"{len(values['gpus'])} GPUs are named for tensor_parallel {values['tensor_parallel']}"
+            + (f" on {hosts} hosts" if hosts > 1 else ""),
             key="gpus",
             value=list(values["gpus"]),
-            allowed="as many GPUs as tensor_parallel, or auto",
+            allowed="as many GPUs as tensor_parallel, or auto" if hosts == 1 else "an equal part of them, or auto",
         )
     kinds = sorted({gpus[index].key for index in values["gpus"] or ()})
     if len(kinds) > 1:

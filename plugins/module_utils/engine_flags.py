@@ -151,6 +151,8 @@ def _instead(role: str) -> str:
         "host": "nothing: engines listen inside their container",
         "port": "container_port",
         "served_name": "model",
+        "node_rank": "nodes",
+        "rendezvous": "nodes_port",
     }
     return f"the service's key {keys.get(role, role)}"
 

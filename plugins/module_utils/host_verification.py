@@ -374,17 +374,18 @@ class Verification:
         return Finding(OK, f"{free} free, {len(ours)} held by the project {self.wanted.project}")
 
     def _published_ports(self) -> dict[int, tuple[str, str | None]]:
-        """Name and Compose project of the running container that publishes a TCP port."""
+        """Name and Compose project of the running container that publishes a TCP port, or is to listen on it itself."""
         (containers,) = self.host.docker_api(self.docker_socket, ["/containers/json"])
-        return {
-            port["PublicPort"]: (
-                (container.get("Names") or [""])[0].lstrip("/"),
-                (container.get("Labels") or {}).get("com.docker.compose.project"),
-            )
-            for container in containers or []
-            for port in container.get("Ports") or []
-            if port.get("PublicPort") and port.get("Type") == "tcp"
-        }
+        on_host = {service["container_name"]: service["port"] for service in self._services if service.get("nodes")}
+        found = {}
+        for container in containers or []:
+            name = (container.get("Names") or [""])[0].lstrip("/")
+            project = (container.get("Labels") or {}).get("com.docker.compose.project")
+            ports = [port.get("PublicPort") for port in container.get("Ports") or [] if port.get("Type") == "tcp"]
+            if project == self.wanted.project:
+                ports.append(on_host.get(name))
+            found.update({port: (name, project) for port in ports if port})
+        return found
 
     def _listening_ports(self) -> dict[int, str]:
         """The process that listens on a TCP port."""

@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .catalog_view import Catalog
-from .declaration import Gpu, Service, parse_gpus, parse_services
+from .declaration import Fleet, Gpu, Service, parse_gpus, parse_services
 from .image_decisions import ImageRefused, checked_locks, with_digest
 from .placement import Laws, Placed, hand_out, pinned_tokens, place, shortfall
 from .plan_error import PlanError, PlanErrors
 from .remedies import remedies_for
+from .service_overrides import with_overrides
 from .service_spec import service_spec
 from .units import GIB, gib
 
@@ -28,8 +29,8 @@ def plan_host(
     generated_by: str = "blackwell.serving",
 ) -> dict[str, Any]:
     """The plan (``plan.json``) for a declaration with the keys ``mode``, ``gpus``, ``services``, ``bind_address``,
-    ``gpu_request``, ``project_name``, ``image_locks``, ``models_offline``. Never raises for a bad declaration: the
-    verdict and the errors say what is wrong.
+    ``service_overrides``, ``gpu_request``, ``project_name``, ``image_locks``, ``models_offline``, ``node_groups``,
+    ``fleet_interface``. Never raises for a bad declaration: the verdict and the errors say what is wrong.
     """
     plan: dict[str, Any] = {
         "schema": SCHEMA,
@@ -43,25 +44,30 @@ def plan_host(
         "errors": [],
         "warnings": [],
     }
+    gpus: list[Gpu] = []
     try:
         locks = _image_locks(declaration)
-        gpus = parse_gpus(declaration.get("gpus"), catalog, _first_engine(declaration.get("services"), catalog))
-        services = parse_services(declaration.get("services"), catalog, gpus)
+        declared = with_overrides(
+            declaration.get("services"), declaration.get("service_overrides") or {}, plan["warnings"]
+        )
+        gpus = parse_gpus(declaration.get("gpus"), catalog, _first_engine(declared, catalog))
+        services = parse_services(declared, catalog, gpus, _fleet(host, declaration))
         laws = Laws(catalog)
         placed = _placed(services, gpus, laws)
     except PlanErrors as problems:
-        return _refused(plan, problems.errors)
+        return _refused(plan, problems, gpus)
     except PlanError as problem:
-        return _refused(plan, [problem])
+        return _refused(plan, PlanErrors([problem]), gpus)
     errors = _start_in_order(placed, plan["warnings"])
     if errors:
-        return _refused(plan, errors)
+        return _refused(plan, PlanErrors(errors), gpus)
     plan["warnings"] += [
         f"GPU {gpu.index}: {gpu.product} shares its memory with the system; engines count what is available, "
         "page cache included, so keep other programs small"
         for gpu in gpus
         if catalog.gpu(gpu.key).get("integrated")
     ]
+    plan["warnings"] += _peer_warnings(placed, catalog) + _group_warnings(placed)
     plan["gpus"] = [_gpu_entry(gpu, placed) for gpu in gpus]
     plan["services"] = _service_entries(placed, declaration, locks, plan["warnings"])
     return plan
@@ -74,6 +80,16 @@ def _image_locks(declaration: Mapping[str, Any]) -> Mapping[str, Any]:
         raise PlanError(str(problem)) from problem
 
 
+def _fleet(host: str, declaration: Mapping[str, Any]) -> Fleet:
+    groups = declaration.get("node_groups") or {}
+    return Fleet(
+        host=host,
+        groups={name: [(member["host"], member["address"]) for member in members] for name, members in groups.items()},
+        interface=declaration.get("fleet_interface") or "",
+        required=declaration.get("mode") == "apply",
+    )
+
+
 def _first_engine(services: Any, catalog: Catalog) -> str:
     """Engine of the first service, as far as it is declared well enough to tell."""
     first = services[0] if isinstance(services, (list, tuple)) and services else None
@@ -81,23 +97,28 @@ def _first_engine(services: Any, catalog: Catalog) -> str:
     return next((name for name in catalog.profiles["engines"] if name == engine), "sglang")
 
 
-def _refused(plan: dict[str, Any], errors: Sequence[PlanError]) -> dict[str, Any]:
-    plan["verdict"] = "does_not_fit" if all(error.kind == "does_not_fit" for error in errors) else "invalid"
-    plan["errors"] = [error.as_dict() for error in errors]
+def _refused(plan: dict[str, Any], problems: PlanErrors, gpus: Sequence[Gpu]) -> dict[str, Any]:
+    fits_nowhere = all(error.kind == "does_not_fit" for error in problems.errors)
+    plan["verdict"] = "does_not_fit" if fits_nowhere else "invalid"
+    plan["errors"] = [error.as_dict() for error in problems.errors]
     plan["warnings"] = []
+    if fits_nowhere:
+        plan["gpus"] = [{**_gpu_entry(gpu, []), "short_gib": gib(problems.missing.get(gpu.index, 0))} for gpu in gpus]
     return plan
 
 
 def _placed(services: Sequence[Service], gpus: Sequence[Gpu], laws: Laws) -> list[Placed]:
     placed = place(services, gpus, laws)
     if placed is None:
-        raise PlanErrors(_does_not_fit(services, gpus, laws))
+        missing = shortfall(services, gpus, laws)
+        raise PlanErrors(_does_not_fit(services, gpus, laws, missing), missing)
     hand_out(placed, gpus)
     return placed
 
 
-def _does_not_fit(services: Sequence[Service], gpus: Sequence[Gpu], laws: Laws) -> list[PlanError]:
-    missing = shortfall(services, gpus, laws)
+def _does_not_fit(
+    services: Sequence[Service], gpus: Sequence[Gpu], laws: Laws, missing: Mapping[int, int]
+) -> list[PlanError]:
     where = ", ".join(
         f"{size / GIB:.2f} GiB short on GPU {index} "
         f"({gpus[index].product}, {gpus[index].budget / GIB:.2f} GiB to plan with)"
@@ -108,6 +129,36 @@ def _does_not_fit(services: Sequence[Service], gpus: Sequence[Gpu], laws: Laws) 
         kind="does_not_fit",
     )
     return [summary, *remedies_for(services, gpus, laws)]
+
+
+def _peer_warnings(placed: Sequence[Placed], catalog: Catalog) -> list[str]:
+    """What is to be known of services on several GPUs that cannot read each other's memory."""
+    prefix = catalog.gpus["without_peer_access"]["prefix"]
+    return [
+        f"{entry.service.name}: {entry.gpus[0].product} has no peer access, so its GPUs talk through the host's memory "
+        f"(shm_size {entry.service.shm_size}); tensor parallelism gains less there"
+        for entry in placed
+        if len(entry.gpus) > 1 and entry.gpus[0].product.startswith(prefix)
+    ]
+
+
+def _group_warnings(placed: Sequence[Placed]) -> list[str]:
+    """What is to be known of services that run on several hosts."""
+    warnings, alone = [], ""
+    for entry in placed:
+        service = entry.service
+        if service.nodes and not service.nodes.interface:
+            warnings.append(
+                f"{service.name}: the interface that has {service.nodes.address} is found on the host; "
+                "serving_fleet_interface names it beforehand"
+            )
+        if service.nodes and alone:
+            warnings.append(
+                f"{service.name}: its hosts wait ten minutes for each other at most, and {alone} starts before it; "
+                "declare services on several hosts first"
+            )
+        alone = alone or ("" if service.nodes else service.name)
+    return warnings
 
 
 # ---- start order: what each service sees, and what it is told ---------------------------------------

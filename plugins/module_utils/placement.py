@@ -74,7 +74,7 @@ def candidates(service: Service, gpus: Sequence[Gpu]) -> list[tuple[Gpu, ...]]:
     if service.gpus is not None:
         return [tuple(gpus[index] for index in service.gpus)]
     able = [gpu for gpu in gpus if service.image.runs_on(gpu.capability, gpu.arm64)]
-    return [group for group in combinations(able, service.tensor_parallel) if len({gpu.key for gpu in group}) == 1]
+    return [group for group in combinations(able, service.local_gpus) if len({gpu.key for gpu in group}) == 1]
 
 
 def floor_need(service: Service, group: tuple[Gpu, ...], laws: Laws) -> tuple[EngineMemory, int, int]:

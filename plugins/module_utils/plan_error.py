@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -45,10 +45,10 @@ class PlanError(ValueError):
 
 
 class PlanErrors(Exception):
-    """Several of them, found in one pass."""
+    """Several of them, found in one pass. ``missing``: bytes that are short, by the index of the GPU."""
 
-    def __init__(self, errors: list[PlanError]) -> None:
-        self.errors = errors
+    def __init__(self, errors: list[PlanError], missing: Mapping[int, int] | None = None) -> None:
+        self.errors, self.missing = errors, dict(missing or {})
         super().__init__("; ".join(error.message() for error in errors))
 
 

@@ -22,7 +22,8 @@ def plan_models(plan: Mapping[str, Any], catalogue: Mapping[str, Any]) -> list[d
 
 def _on_the_hub(service: Mapping[str, Any], catalogue: Mapping[str, Any]) -> dict[str, Any]:
     """Published bytes where they are known, else what the weights take on the GPUs."""
-    loaded = int(service["memory"]["weights"] * len(service["gpus"]) * GIB)
+    hosts = len(service["nodes"]["hosts"]) if service.get("nodes") else 1
+    loaded = int(service["memory"]["weights"] * len(service["gpus"]) * hosts * GIB)
     return {
         "name": service["model"],
         "revision": _revision(service),

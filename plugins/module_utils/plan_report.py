@@ -6,6 +6,8 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from .plan_text import shared_text
+
 # Parts of a service's peak in the order in which it takes them: kind, label, keys of plan.json that it covers.
 PARTS = (
     ("context", "CUDA context", ("context",)),
@@ -257,6 +259,7 @@ def _service(service: Mapping[str, Any]) -> dict[str, Any]:
             ),
             ("Profile", service["profile"]),
             ("Shared memory", service["shm_size"]),
+            *([("Hosts", shared_text(service["nodes"]))] if "nodes" in service else []),
             ("Health check", health["url"]),
             ("Time to start", f"up to {health['start_period_s'] // 60} minutes"),
         ],

@@ -109,9 +109,18 @@ def _notes(plan: Mapping[str, Any]) -> list[str]:
         "Sizes in GiB per GPU. 'sees': free when it starts, in this order; 'peak': under full load, context, graphs",
         "and activations included. Start one service at a time: a stack that starts at once measures wrong sizes.",
     ]
+    lines += [
+        f"{service['name']}: {shared_text(service['nodes'])}" for service in plan["services"] if "nodes" in service
+    ]
     for warning in plan["warnings"]:
         lines.append(f"warning: {warning}")
     return lines
+
+
+def shared_text(nodes: Mapping[str, Any]) -> str:
+    """Which part of a service on several hosts this one is."""
+    hosts = nodes["hosts"]
+    return f"rank {nodes['rank']} of {', '.join(hosts)}, which meet at {nodes['rendezvous']}; {hosts[0]} serves"
 
 
 def _error_lines(errors: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -10,6 +10,8 @@ from typing import Any
 
 from .declaration import MODEL_DIRECTORY, Service
 from .engine_flags import Options, as_arguments
+from .image_decisions import with_digest
+from .node_groups import OWN_VARIABLES
 from .placement import Placed
 from .units import GIB
 
@@ -28,20 +30,23 @@ def service_spec(
     service = entry.service
     settings = service.settings
     offline = bool(declaration.get("models_offline")) and not service.directory
+    address = str(declaration.get("bind_address", "127.0.0.1"))
+    rendezvous = _rendezvous(entry, roles, offline, declaration)
     return {
+        **({"nodes": service.nodes.entry(rendezvous)} if service.nodes else {}),
         "container_name": service.container_name,
         "container_port": service.container_port,
         "served_name": _served_name(service),
-        "bind_address": str(declaration.get("bind_address", "127.0.0.1")),
+        "bind_address": address,
         "gpu_request": str(declaration.get("gpu_request", "cdi")),
         "entrypoint": list(settings["entrypoint"]),
-        "command": _command(entry, roles, offline),
+        "command": _command(entry, roles | _ranks(service, rendezvous), offline, address),
         **({"original_command": _notes_command(service)} if service.profile == "notes" else {}),
         "environment": {**(OFFLINE if offline else {}), **service.environment},
         "depends_on": list(before),
         "volumes": _volumes(entry),
         "healthcheck": {
-            "url": f"http://127.0.0.1:{service.container_port}{settings['health_path']}",
+            "url": f"http://{_own_address(service, address)}:{service.container_port}{settings['health_path']}",
             "interval_s": 15,
             "timeout_s": int(settings["health_timeout_s"]),
             "retries": 3,
@@ -51,9 +56,15 @@ def service_spec(
     }
 
 
-def _command(entry: Placed, roles: Options, offline: bool) -> list[str]:
+def _own_address(service: Service, bind_address: str) -> str:
+    """Where the container reaches its own engine: on a network of its own, or on the host's."""
+    return "127.0.0.1" if not service.nodes or bind_address == "0.0.0.0" else bind_address
+
+
+def _command(entry: Placed, roles: Options, offline: bool, bind_address: str) -> list[str]:
     service, flags = entry.service, entry.service.flags
-    model = {"model": service.model, "host": "0.0.0.0", "port": service.container_port}
+    host = bind_address if service.nodes else "0.0.0.0"
+    model = {"model": service.model, "host": host, "port": service.container_port}
     if service.directory or offline:
         model["served_name"] = _served_name(service)
     declared = {
@@ -68,6 +79,22 @@ def _command(entry: Placed, roles: Options, offline: bool) -> list[str]:
         flags.name_for(role): value for role, value in {**model, **roles, **declared}.items() if value is not None
     }
     return as_arguments(flags, {**options, **entry.law.options})
+
+
+def _ranks(service: Service, rendezvous: str) -> Options:
+    nodes = service.nodes
+    return {"nodes": len(nodes.hosts), "node_rank": nodes.rank, "rendezvous": rendezvous} if nodes else {}
+
+
+def _rendezvous(entry: Placed, roles: Options, offline: bool, declaration: Mapping[str, Any]) -> str:
+    """Where the hosts of a service on several hosts meet; empty for one on this host alone."""
+    service = entry.service
+    if not service.nodes:
+        return ""
+    image = with_digest(service.image.reference, declaration.get("image_locks") or {})
+    variables = [f"{name}={value}" for name, value in service.environment.items() if name not in OWN_VARIABLES]
+    content = [image, *service.nodes.hosts, *sorted(variables), *_command(entry, roles, offline, "")]
+    return service.nodes.rendezvous("\n".join(content))
 
 
 def _served_name(service: Service) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 from .finding import COULD_NOT_CHECK, FAILED, OK, Finding
+from .node_groups import answers_requests
 from .running_stack import ContainerState
 
 PROMPT = "The capital of France is"
@@ -86,7 +87,14 @@ def services_answer(services: Sequence[Service], figures: Figures) -> Finding:
     return _together(services, lambda service: _answers(service, figures[service["name"]]), remedies)
 
 
+def _elsewhere(service: Service) -> Finding:
+    """Of a service on several hosts only the first host answers; the others have nothing but /health."""
+    return Finding(OK, f"{service['nodes']['hosts'][0]} answers for it")
+
+
 def _answers(service: Service, figures: Figures) -> Finding:
+    if not answers_requests(service):
+        return _elsewhere(service)
     served = service.get("served_name") or service["model"]
     models = ask(service, "/v1/models")
     if models.status != 200:
@@ -132,6 +140,8 @@ def services_memory(
 
 
 def _memory(service: Service, figures: Figures) -> Finding:
+    if not answers_requests(service):
+        return _elsewhere(service)
     reported = {"sglang": _sglang_memory, "vllm": _vllm_memory}[service["engine"]](service)
     if isinstance(reported, Finding):
         return reported

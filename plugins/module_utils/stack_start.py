@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .diagnosis import Signature, diagnose, first_fatal
+from .node_groups import answers_requests
 from .stack_docker import DockerProblem, StackDocker, published
 from .stack_releases import Release
 from .stack_steps import Step
@@ -95,8 +96,11 @@ class Starter:
         if step.action == "wait" and before is not None:
             since, restarts = before["State"].get("StartedAt", ""), before["RestartCount"]
         self._watch(service, container["Id"], since, restarts)
-        self._probe(service, container["Id"], since)
-        self.note(f"{name}: healthy, and it answers")
+        if answers_requests(service):
+            self._probe(service, container["Id"], since)
+            self.note(f"{name}: healthy, and it answers")
+        else:
+            self.note(f"{name}: healthy; {service['nodes']['hosts'][0]} answers for it")
 
     def _look(self, look: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
         """What the engine says of a container. An engine that starts anew is waited for: None then means nothing."""

@@ -93,6 +93,14 @@ ansible_facts:
           returned: always
           type: dict
           sample: {key: /var/lib/dkms/mok.pub, enrolled: false, staged: true}
+        network:
+          description: Interfaces with their addresses, by C(ip); the loopback interface and those without are left out.
+          returned: always
+          type: list
+          elements: dict
+          sample:
+            - interface: eth0
+              addresses: [192.0.2.10]
         pci:
           description: NVIDIA's display controllers, known without any driver.
           returned: always

@@ -29,6 +29,13 @@ options:
     description: List of services; see the role C(blackwell.serving.serving) for the keys of an item.
     type: raw
     required: true
+  service_overrides:
+    description:
+      - What this host changes of O(services). For each variable that it comes from, by its name, a dictionary by the
+        name of a service, with the keys to change, or with C(absent) true where the host does not run it.
+      - They are laid over the services in the order in which they stand here.
+    type: dict
+    default: {}
   bind_address:
     description: Address of the host on which the services' ports are published.
     type: str
@@ -54,6 +61,12 @@ options:
     description: Whether the models are in the host's cache before the engines start, which then do not ask the Hub.
     type: bool
     default: false
+  fleet_interface:
+    description:
+      - Network interface of the host towards the hosts with which it runs a service together (C(nodes) of a service).
+        Their addresses are their variables C(serving_fleet_address).
+    type: str
+    default: ""
 attributes:
   check_mode:
     support: full

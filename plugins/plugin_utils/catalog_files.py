@@ -12,12 +12,12 @@ from ansible_collections.blackwell.serving.plugins.module_utils.catalog_view imp
 
 COLLECTION_ROOT = Path(__file__).resolve().parents[2]
 SUBJECTS = ("gpus", "drivers", "images", "models", "overheads", "profiles")
-_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def _read(path: Path) -> Any:
     with path.open(encoding="utf-8") as stream:
-        return yaml.load(stream, Loader=_YAML_LOADER)
+        return yaml.load(stream, Loader=YAML_LOADER)
 
 
 class _RecordedFlags(Mapping[tuple[str, str], Any]):
@@ -47,3 +47,10 @@ def load_catalog(root: Path = COLLECTION_ROOT) -> Catalog:
     return Catalog(
         *(_read(folder / f"{subject}.yml") for subject in SUBJECTS), flags=_RecordedFlags(folder / "engine_flags")
     )
+
+
+def read_ahead() -> None:
+    """Read the catalogues, and the options of the default engines."""
+    catalog = load_catalog()
+    for name, engine in catalog.profiles["engines"].items():
+        catalog.engine_flags(catalog.image(engine["default_image"], name))

@@ -12,6 +12,7 @@ from typing import Any
 
 import jinja2
 import yaml
+from ansible_collections.blackwell.serving.plugins.module_utils.memory_plan import SCHEMA
 from ansible_collections.blackwell.serving.plugins.module_utils.plan_report import report_view
 from ansible_collections.blackwell.serving.plugins.module_utils.plan_text import plan_text
 from ansible_collections.blackwell.serving.plugins.plugin_utils.catalog_files import COLLECTION_ROOT
@@ -40,6 +41,12 @@ def _templates() -> jinja2.Environment:
     return environment
 
 
+def read_ahead() -> None:
+    """Compile the templates."""
+    for name in ("compose.yaml.j2", "report.html.j2"):
+        _templates().get_template(name)
+
+
 def render(plan: Mapping[str, Any]) -> dict[str, str]:
     """File name -> content. A plan that does not fit has only its plan.json."""
     files = {PLAN_FILE: json.dumps(plan, indent=2, ensure_ascii=False) + "\n"}
@@ -49,6 +56,20 @@ def render(plan: Mapping[str, Any]) -> dict[str, str]:
         files["plan.txt"] = plan_text(plan)
         files["report.html"] = templates.get_template("report.html.j2").render(plan=plan, report=report_view(plan))
     return files
+
+
+def render_index(view: Mapping[str, Any]) -> str:
+    """index.html of all hosts."""
+    return _templates().get_template("index.html.j2").render(index=view)
+
+
+def read_plan(directory: Path) -> dict[str, Any] | None:
+    """plan.json of that directory; None where there is none that can be read."""
+    try:
+        plan = json.loads((directory / PLAN_FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return plan if isinstance(plan, dict) and plan.get("schema") == SCHEMA else None
 
 
 def current_files(directory: Path) -> dict[str, str]:

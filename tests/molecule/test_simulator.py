@@ -211,6 +211,67 @@ def load(engine: Started, model: str, requests: int, words: int, out: int) -> No
             answer.result()
 
 
+# Several hosts
+
+
+def start_rank(where: Host, rank: int, port: int, *flags: str) -> Started:
+    words = ["--tp-size=2", "--nnodes=2", f"--node-rank={rank}", f"--dist-init-addr=127.0.0.1:{port}", *flags]
+    return where.start("sglang-cu129", SGLANG, TINY, *words)
+
+
+def test_ranks_wait_for_each_other_and_only_the_first_one_serves(host):
+    port, hosts = free_port(), [host(), host()]
+    second = start_rank(hosts[1], 1, port)
+    second.says("Init torch distributed begin.")
+    time.sleep(1)
+    assert "Load weight begin" not in second.log
+    first = start_rank(hosts[0], 0, port)
+    for engine in (first, second):
+        engine.healthy()
+    assert first.get("/v1/completions", {"model": TINY, "prompt": "Hello", "max_tokens": 1})["choices"]
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        second.get("/v1/models")
+    assert " TP0] " in first.log
+    assert " TP1] " in second.log
+
+
+def test_each_rank_takes_its_part_and_sizes_itself_by_the_least_that_is_free(host):
+    port, hosts = free_port(), [host(), host()]
+    ballast = hosts[1].ledger("ballast")
+    ballast.take("ballast", 20 * GIB)
+    engines = [start_rank(hosts[rank], rank, port, "--mem-fraction-static=0.5") for rank in (0, 1)]
+    tokens = [engine.healthy().number(r"#tokens: (\d+)") for engine in engines]
+    alone = hosts[1].ledger("x").totals[0] - 20 * GIB
+    assert tokens[0] == tokens[1] < alone * 0.5 / 512
+
+
+@pytest.mark.parametrize("ended", [0, 1])
+def test_when_one_rank_ends_the_other_ends_too(host, ended):
+    port, hosts = free_port(), [host(), host()]
+    engines = [start_rank(hosts[rank], rank, port) for rank in (0, 1)]
+    for engine in engines:
+        engine.healthy()
+    engines[ended].process.kill()
+    assert engines[1 - ended].ends() == 137
+    assert "Connection closed by peer [127.0.0.1]" in engines[1 - ended].log
+
+
+@pytest.mark.parametrize(
+    ("rank", "message"),
+    [
+        (0, "DistStoreError: Timed out after 2 seconds waiting for clients. 1/2 clients joined."),
+        (1, "DistNetworkError: The client socket has timed out after 1000ms while trying to connect to (127.0.0.1, "),
+    ],
+)
+def test_a_rank_that_nobody_meets_says_so(rank, message, monkeypatch):
+    monkeypatch.syspath_prepend(LAB)
+    from simulator.engine_simulator.ranks import Ranks, RanksLost
+
+    with pytest.raises(RanksLost) as lost:
+        Ranks(f"127.0.0.1:{free_port()}", 2, rank, timeout=1).meet()
+    assert f"{lost.value.kind}: {lost.value}".removeprefix("torch.distributed.").startswith(message)
+
+
 # The laws
 
 

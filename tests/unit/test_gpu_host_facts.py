@@ -252,6 +252,21 @@ def test_key_that_signs_modules(fake_host, said, enrolled, staged):
     assert facts["mok"] == {"key": "/var/lib/dkms/mok.pub", "enrolled": enrolled, "staged": staged}
 
 
+def test_addresses_that_others_can_reach(fake_host):
+    """Made up after what ip of iproute2 6.1 prints."""
+    links = [
+        {"ifname": "lo", "flags": ["LOOPBACK", "UP"], "addr_info": [{"local": "127.0.0.1", "scope": "host"}]},
+        {"ifname": "eth0", "flags": ["UP"], "addr_info": [
+            {"family": "inet", "local": "192.0.2.10", "prefixlen": 24, "scope": "global"},
+            {"family": "inet6", "local": "fe80::1", "prefixlen": 64, "scope": "link"}]},
+        {"ifname": "eth1", "flags": ["UP"], "addr_info": []},
+    ]  # fmt: skip
+    facts = gather(fake_host(commands={"ip -json address": (0, json.dumps(links), "")}))
+    assert facts["network"] == [{"interface": "eth0", "addresses": ["192.0.2.10", "fe80::1"]}]
+    assert gather(fake_host())["network"] == []
+    assert gather(fake_host(commands={"ip -json address": (0, "Option -json is unknown", "")}))["network"] == []
+
+
 def test_packages_holds_and_halves(fake_host):
     rows = [
         ("hi ", "nvidia-open", "amd64", "580.95.05-1"),

@@ -320,6 +320,20 @@ def test_ports_of_our_own_stack_are_fine(converged, wanted):
     assert checks["ports"]["message"] == "1 free, 1 held by the project serving"
 
 
+def test_port_of_our_own_stack_on_the_network_of_the_host_is_fine(converged, wanted):
+    service = {"name": "big", "container_name": "big", "port": 30001, "start_order": 1, "nodes": {"rank": 0}}
+    converged.files["/opt/blackwell-serving/stack/current/plan.json"] = json.dumps({"services": [service]})
+    head = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
+    converged.files["/proc/net/tcp"] = head + (
+        "   0: 0100007F:7531 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1 0 100 0\n"
+    )
+    for project, status in (("serving", "ok"), ("other", "failed")):
+        labels = {"com.docker.compose.project": project}
+        converged.docker["/containers/json"] = [{"Id": "1", "Names": ["/big"], "Labels": labels, "Ports": []}]
+        checks, _ = verify(converged, wanted(), ["ports"])
+        assert checks["ports"]["status"] == status
+
+
 def test_port_of_a_process_names_it(converged, wanted):
     head = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
     row = "   {}: 0100007F:{:04X} 00000000:0000 {} 00000000:00000000 00:00000000 00000000     0        0 {} 1 0 100 0\n"

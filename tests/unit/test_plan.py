@@ -290,6 +290,19 @@ def test_several_changes_are_offered_where_no_single_one_is_enough(make_plan):
     assert make_plan(changed)["verdict"] == "fits"
 
 
+def test_only_cards_without_peer_access_are_warned_of(make_plan):
+    wide = {"name": "wide", "engine": "sglang", "model": "Qwen/Qwen2.5-14B-Instruct", "port": 1, "tensor_parallel": 2,
+            "context_length": 8192}  # fmt: skip
+
+    def said(*gpus):
+        return [warning for warning in make_plan([wide], list(gpus))["warnings"] if "peer access" in warning]
+
+    (warning,) = said("rtx_5090", "rtx_5090")
+    assert "wide: NVIDIA GeForce RTX 5090" in warning
+    assert "16g" in warning
+    assert said("rtx_pro_6000_blackwell", "rtx_pro_6000_blackwell") == []
+
+
 def test_a_smaller_prefill_chunk_is_offered_where_it_is_enough(make_plan):
     service = QWEN | {"model": "Qwen/Qwen2.5-14B-Instruct", "context_length": 4096}
     remedies = [remedy for error in make_plan([service])["errors"] for remedy in error["remedies"]]

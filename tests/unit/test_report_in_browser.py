@@ -1,4 +1,4 @@
-"""report.html in a real Chromium, driven through its DevTools pipe: widths, contrast, requests, console, printing."""
+"""report.html and index.html in a real Chromium, through its DevTools pipe: widths, contrast, requests, printing."""
 
 import json
 import os
@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.blackwell.serving.plugins.module_utils.fleet_index import FleetHost, index_view
 from ansible_collections.blackwell.serving.plugins.module_utils.memory_plan import plan_host
 from ansible_collections.blackwell.serving.plugins.plugin_utils.catalog_files import load_catalog
-from ansible_collections.blackwell.serving.plugins.plugin_utils.plan_files import render
+from ansible_collections.blackwell.serving.plugins.plugin_utils.plan_files import render, render_index
 
 SERVICES = [
     {"name": "tinyllama", "engine": "sglang", "model": "TinyLlama/TinyLlama-1.1B-Chat-v1.0", "port": 30001},
@@ -182,10 +183,32 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve hosts: one does not fit, one is declared wrongly, one has no plan."""
+    fits = plan_host("fits", {"gpus": GPUS, "services": SERVICES}, load_catalog())
+    refused = plan_host("refused", {"gpus": ["rtx_5080"], "services": SERVICES[:2] * 2}, load_catalog())
+    short = plan_host("short", {"gpus": ["rtx_5080", "rtx_5080"], "services": SERVICES}, load_catalog())
+    assert short["verdict"] == "does_not_fit"
+    plans = [fits] * 9 + [refused, short, None]
+    hosts = [
+        FleetHost(f"a-host-with-a-long-name-{number}", ("berlin", "rtx_5090"), plan)
+        for number, plan in enumerate(plans)
+    ]
+    path = tmp_path_factory.mktemp("index") / "index.html"
+    path.write_text(render_index(index_view(hosts)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module", params=["page", "index"])
+def any_page(request: pytest.FixtureRequest) -> Path:
+    return request.getfixturevalue(request.param)
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("width", WIDTHS)
-def test_the_page_is_no_wider_than_the_screen(browser: Browser, page: Path, width: int, scheme: str) -> None:
-    browser.open(page, width, scheme=scheme)
+def test_the_page_is_no_wider_than_the_screen(browser: Browser, any_page: Path, width: int, scheme: str) -> None:
+    browser.open(any_page, width, scheme=scheme)
     assert browser.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") is (scheme == "dark")
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
     assert browser.evaluate(CUT_OFF) == []
@@ -202,18 +225,18 @@ def test_wide_tables_and_commands_scroll_inside_their_own_box(browser: Browser, 
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_it_asks_for_nothing_and_logs_nothing(browser: Browser, page: Path, scheme: str) -> None:
-    browser.open(page, 360, scheme=scheme)
+def test_it_asks_for_nothing_and_logs_nothing(browser: Browser, any_page: Path, scheme: str) -> None:
+    browser.open(any_page, 360, scheme=scheme)
     browser.evaluate("1")
     requests = [event["params"]["request"]["url"] for event in browser.methods("Network.requestWillBeSent")]
-    assert [url for url in requests if not url.startswith("data:")] == [page.as_uri()]
+    assert [url for url in requests if not url.startswith("data:")] == [any_page.as_uri()]
     assert browser.methods("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown") == []
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("width", [360, 1280])
-def test_every_text_stands_out_from_what_is_under_it(browser: Browser, page: Path, width: int, scheme: str) -> None:
-    browser.open(page, width, scheme=scheme)
+def test_every_text_stands_out_from_what_is_under_it(browser: Browser, any_page: Path, width: int, scheme: str) -> None:
+    browser.open(any_page, width, scheme=scheme)
     contrast = browser.evaluate(FAINT_TEXTS)
     assert contrast["seen"] > 100
     assert contrast["faint"] == []
@@ -261,3 +284,29 @@ def test_on_paper_it_is_light_and_nothing_is_cut_off(browser: Browser, page: Pat
     )
     browser.call("Emulation.setEmulatedMedia", media="")
     assert cut == []
+
+
+def test_hosts_are_found_and_sorted(browser: Browser, index: Path) -> None:
+    def shown(column: int) -> list[str]:
+        return browser.evaluate(
+            "[...document.querySelectorAll('#table tbody tr')].filter(row => !row.hidden)"
+            f".map(row => row.cells[{column}].textContent)"
+        )
+
+    browser.open(index, 1280)
+    assert len(shown(0)) == 12
+    browser.evaluate(
+        "document.getElementById('find').value = 'NOT berlin';"
+        "document.getElementById('find').dispatchEvent(new Event('input'))"
+    )
+    assert sorted(shown(1)) == ["does not fit", "not planned"]
+    assert browser.evaluate("document.getElementById('found').value") == "2 of 12"
+
+    browser.open(index, 1280)
+    for direction, first in (("ascending", min), ("descending", max)):
+        browser.evaluate("document.querySelectorAll('#table thead button')[7].click() || true")
+        free = [float(text) for text in shown(7) if text]
+        assert len(set(free)) > 1
+        assert free[0] == first(free)
+        heading = "document.querySelectorAll('#table thead th')[7]"
+        assert browser.evaluate(f"{heading}.getAttribute('aria-sort')") == direction

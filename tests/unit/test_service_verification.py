@@ -227,6 +227,18 @@ def test_service_that_does_not_answer_as_it_should(host, engines, path, answer, 
     assert checks["services_up"]["status"] == checks["services_memory"]["status"] == "ok"
 
 
+def test_service_that_another_host_answers_for(host, engines):
+    plan, stand_ins = engines
+    next(s for s in plan["services"] if s["name"] == "qwen")["nodes"] = {"rank": 1, "hosts": ["one", "two"]}
+    host.files[f"{STACK}/current/plan.json"] = json.dumps(plan)
+    stand_ins["qwen"].routes.clear()
+    checks, _ = verify(host)
+    for check in ("services_answer", "services_memory"):
+        assert checks[check]["status"] == "ok"
+        assert "qwen: one answers for it" in checks[check]["message"]
+    assert stand_ins["qwen"].asked == []
+
+
 def test_service_that_nobody_listens_for(host, engines):
     engines[1]["tinyllama"].close()
     checks, _ = verify(host)

@@ -113,7 +113,7 @@ def start(engine, monkeypatch):
     monkeypatch.setattr(stack_start.time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
     health = {"start_period_s": 20, "retries": 1, "interval_s": 5, "timeout_s": 5}
 
-    def apply(docker, steps):
+    def apply(docker, steps, **more):
         services = [
             {
                 "name": name,
@@ -122,6 +122,7 @@ def start(engine, monkeypatch):
                 "bind_address": "127.0.0.1",
                 "port": engine.server_port,
                 "healthcheck": health,
+                **more,
             }
             for name in "abc"
         ]
@@ -143,6 +144,14 @@ def test_each_is_healthy_and_asked_before_the_next_starts(start, engine):
     assert [entry["service"] for entry in done] == ["a", "b"]
     assert [request["model"] for request in engine.asked] == ["model-a", "model-b"]
     assert docker.notes.index("a: healthy, and it answers") < docker.notes.index("b: create (new)")
+
+
+def test_a_rank_that_does_not_serve_is_healthy_and_not_asked(start, engine):
+    docker = MadeUpDocker({"a": comes_up(), "b": comes_up()})
+    for rank, asked in ((1, 0), (0, 1)):
+        start(docker, [Step("ab"[rank], "create", "new")], nodes={"rank": rank, "hosts": ["one", "two"]})
+        assert len(engine.asked) == asked
+    assert "b: healthy, and it answers" not in docker.notes
 
 
 def test_everything_that_goes_is_gone_before_anything_starts(start):

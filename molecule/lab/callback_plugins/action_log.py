@@ -23,6 +23,7 @@ ON_CONTROL_NODE = {
     "assert",
     "debug",
     "fail",
+    "fleet_index",
     "group_by",
     "image_locks",
     "import_playbook",

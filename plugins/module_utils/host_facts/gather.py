@@ -67,6 +67,7 @@ def gather(host: Host, venv: str | None = None, docker_socket: str = "/var/run/d
             efi, host.read_bytes(SECURE_BOOT_VARIABLE), host.read_bytes(SHIM_VARIABLE), mokutil
         ),
         "mok": {"key": key, **system.mok_state(test_key.stdout + test_key.stderr)},
+        "network": system.interfaces(outputs["addresses"].stdout),
         "pci": _pci(host),
         "driver": {"loaded": loaded, "installed": installed},
         "nouveau_loaded": host.exists("/sys/module/nouveau"),
@@ -99,6 +100,7 @@ def _commands(driver_loaded: bool, efi: bool, key: str | None) -> dict[str, list
         "docker_enabled": ["systemctl", "is-enabled", "docker.service"],
         "toolkit": ["nvidia-ctk", "--version"],
         "runtime": ["nvidia-container-runtime", "--version"],
+        "addresses": ["ip", "-json", "address"],
     }
     if driver_loaded:
         commands["gpus"] = _nvidia_smi("--query-gpu", nvidia.GPU_FIELDS)

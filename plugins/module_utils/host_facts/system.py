@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Mapping
@@ -34,6 +35,20 @@ def os_release(text: str, machine: str) -> dict[str, Any]:
         "machine": machine,
         "deb_architecture": deb_architecture(machine),
     }
+
+
+def interfaces(ip_address: str) -> list[dict[str, Any]]:
+    """What `ip -json address` says of addresses that others can reach; empty where it says nothing."""
+    try:
+        links = json.loads(ip_address or "[]")
+    except ValueError:
+        return []
+    found = []
+    for link in links:
+        told = [entry for entry in link.get("addr_info") or [] if entry.get("scope") != "host" and entry.get("local")]
+        if told and "LOOPBACK" not in link.get("flags", []):
+            found.append({"interface": link["ifname"], "addresses": [entry["local"] for entry in told]})
+    return found
 
 
 def secure_boot(efi: bool, secure_boot_variable: bytes | None, shim_variable: bytes | None, mokutil: str) -> str:

@@ -71,6 +71,8 @@ class Engine:
         self.model_path, self.served = self.model_name()
         self.port = words.get("port") or self.default_port
         self.tp = words.get("tensor_parallel_size") or words.get("tp_size") or 1
+        self.hosts, self.host_rank = words.get("nnodes") or 1, words.get("node_rank") or 0
+        self.local_tp = self.tp // self.hosts
         self.table = self.image["sizes"]
         self.state = "starting"
         self.running, self.waiting, self.held_tokens, self.prompt_tokens = 0, 0, 0, 0
@@ -116,9 +118,9 @@ class Engine:
     def check_gpus(self) -> None:
         if not self.gpus or self.faults().get("nvml_lost"):
             raise self.no_gpu()
-        if self.tp > len(self.gpus):
+        if self.local_tp > len(self.gpus):
             raise EngineError("CUDA error: invalid device ordinal", "torch.AcceleratorError")
-        used = self.gpus[: self.tp]
+        used = self.gpus[: self.local_tp]
         codes = self.image["libraries"]
         torch = next((codes[name] for name in codes if name.startswith("torch ")), [])
         for gpu in used:

@@ -14,6 +14,8 @@ from .ledger import GIB
 from .vllm_engine import BLOCK
 
 OPEN = ("/health", "/metrics", "/ping", "/version", "/load")
+# srt/utils/common.py, launch_dummy_health_check_server
+OF_OTHER_RANKS = ("/ping", "/health", "/health_generate")
 
 
 class Server(ThreadingHTTPServer):
@@ -46,7 +48,10 @@ class Handler(BaseHTTPRequestHandler):
             if not self.allowed(path):
                 self.send_json({"error": "Unauthorized"}, 401)
                 return
-            answer = self.common(path, body) or self.own(path, body)
+            if self.engine.host_rank:
+                answer = (lambda: self.send_empty(200)) if body is None and path in OF_OTHER_RANKS else None
+            else:
+                answer = self.common(path, body) or self.own(path, body)
             if answer is None:
                 self.send_json({"detail": "Not Found"}, 404)
             else:

@@ -3,6 +3,7 @@ mem_cache/kv_cache_configurator.py, arg_groups/{memory_hook,cuda_graph_hook}.py,
 model_executor/model_runner.py of 0.5.2 for the older form of its lines.
 """
 
+import contextlib
 import math
 import os
 import sys
@@ -11,6 +12,7 @@ import time
 from . import machine
 from .engine import Engine, EngineError, Refused
 from .ledger import GIB, OutOfMemory
+from .ranks import Ranks, RanksLost
 
 CAPTURE_FAILED = (
     "Possible solutions:\n"
@@ -34,7 +36,7 @@ class SGLang(Engine):
 
     def log(self, text: str) -> None:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-        prefix = " TP0" if self.tp > 1 else ""
+        prefix = f" TP{self.host_rank * self.local_tp}" if self.tp > 1 else ""
         print(f"[{stamp}{prefix}] {text}", file=sys.stderr, flush=True)
 
     @property
@@ -53,7 +55,7 @@ class SGLang(Engine):
 
     def settle(self) -> None:
         words = self.words
-        memory = min(gpu.total_mib for gpu in self.gpus[: self.tp])
+        memory = min(gpu.total_mib for gpu in self.gpus[: self.local_tp])
         _, chunk, graphs = next(tier for tier in TIERS if memory < tier[0])
         if (chunk, graphs) == (4096, 48) and self.release < (0, 5, 20):
             chunk, graphs = 2048, 24
@@ -99,10 +101,11 @@ class SGLang(Engine):
             f"server_args=ServerArgs({', '.join(f'{key}={value!r}' for key, value in self.words.items() if value)})"
         )
         self.log("Init torch distributed begin.")
+        self.ranks = self.meet()
         before = self.free_gib()
         self.take_context()
         machine.rest(0.4)
-        free_before = self.ledger.free()  # F
+        free_before = self.least_free()  # F
         used = min(0.09, before - free_before / GIB)  # what NCCL takes of the context; 0.09 alone on an H100
         if self.release >= (0, 5, 21):
             self.log(f"Memory baseline taken. mem usage={used:.2f} GB")
@@ -125,6 +128,24 @@ class SGLang(Engine):
             f"context_len={self.context_length}, available_gpu_mem={self.startup_available:.2f} GB"
         )
         self.ledger.take("settled", self.gib("settled"))
+        if self.ranks:
+            self.least_free()  # all are up
+            self.ranks.watch(lambda problem: self.die(EngineError(str(problem), problem.kind)))
+
+    def meet(self) -> Ranks | None:
+        """With --nnodes: wait for the other hosts. The service ends on all of them when it ends on one."""
+        if self.hosts == 1:
+            return None
+        ranks = Ranks(self.words["dist_init_addr"], self.hosts, self.host_rank)
+        with rank_errors():
+            ranks.meet()
+        return ranks
+
+    def least_free(self) -> int:
+        """get_available_gpu_memory(distributed=True): the least of all ranks."""
+        free = self.ledger.free()
+        with rank_errors():
+            return self.ranks.smallest(free) if self.ranks else free
 
     def load_weights(self, free_before: int) -> None:
         self.log(f"Load weight begin. avail mem={free_before / GIB:.2f} GB")
@@ -142,7 +163,7 @@ class SGLang(Engine):
     def make_pool(self, free_before: int) -> None:
         """floor((free after weights - F x (1 - fraction)) / bytes per token), capped by --max-total-tokens."""
         machine.rest(0.2)
-        free_after = self.ledger.free()
+        free_after = self.least_free()
         rest = free_after - free_before * (1 - self.fraction)
         if rest <= 0:
             raise self.no_room(free_before, free_after)
@@ -233,6 +254,9 @@ class SGLang(Engine):
 
     def serve_lines(self, host: str) -> None:
         """uvicorn's lines, the warm-up, and the last one, while the server already answers."""
+        if self.host_rank:
+            self.log(f"Dummy health check server started in background thread at {host}:{self.port}")
+            return
         stamp = time.strftime("[%Y-%m-%d %H:%M:%S]")
         for text in (
             "Started server process [1]",
@@ -285,6 +309,14 @@ class SGLang(Engine):
         if self.release < (0, 5, 16):
             return usage | {"graph": round(sum(self.graph_usage().values()), 2)}
         return usage | {"startup_available": round(self.startup_available, 3), "token_capacity_swa": None}
+
+
+@contextlib.contextmanager
+def rank_errors():
+    try:
+        yield
+    except RanksLost as problem:
+        raise EngineError(str(problem), problem.kind) from None
 
 
 def decode_sizes(largest: int) -> list[int]:
