@@ -106,6 +106,10 @@ steps:
   elements: dict
   sample:
     - {service: qwen, action: recreate, reason: "changed: --context-length 32768 -> 16384", seconds: 54.2}
+differs:
+  description: Whether what runs, or the release that serves, was not what was wanted.
+  returned: with V(present) and V(previous)
+  type: bool
 release:
   description: Name of the release that serves.
   returned: when there is one
@@ -334,7 +338,7 @@ def run_present(module: AnsibleModule, stack: Stack) -> dict:
     steps = stack.steps(release)
     changed = any(step.changes for step in steps) or not stack.is_current(release)
     diff = diff_of(current.definition if current else None, release.definition, steps)
-    result = {"changed": changed, "diff": diff, "steps": [step._asdict() for step in steps]}
+    result = {"changed": changed, "differs": changed, "diff": diff, "steps": [step._asdict() for step in steps]}
     if current:
         result["release"] = current.name
     if module.check_mode or not (changed or steps):
@@ -363,7 +367,8 @@ def run_previous(module: AnsibleModule, stack: Stack) -> dict:
     steps = stack.steps(release)
     changed = any(step.changes for step in steps) or current is None or current.name != release.name
     diff = diff_of(current.definition if current else None, release.definition, steps)
-    result = {"changed": changed, "diff": diff, "steps": [step._asdict() for step in steps], "release": release.name}
+    steps_as_told = [step._asdict() for step in steps]
+    result = {"changed": changed, "differs": changed, "diff": diff, "steps": steps_as_told, "release": release.name}
     if module.check_mode or not (changed or steps):
         return result
     need_python_on_whales(module)
