@@ -2,9 +2,10 @@
 """Test hosts for the molecule scenarios: containers that behave like small servers, reached over SSH.
 
     lab.py up HOST [--distribution trixie|bookworm] [--gpu rtx_5090]... [--nouveau] [--secure-boot off|on|none]
-              [--registry] [--behind-proxy]
+              [--registry] [--behind-proxy] [--like HOST]
                                  start a host, and the package mirror if it does not run; with --registry the image
-                                 registry too, which is then the host's mirror of docker.io
+                                 registry too, which is then the host's mirror of docker.io; with --like on the disk of
+                                 another host of the scenario as it is now, without the data of its Docker
     lab.py down HOST|--all       remove hosts and everything that is theirs
     lab.py ssh HOST [COMMAND]    log in as `admin`, who may use sudo
     lab.py status                what runs
@@ -441,12 +442,13 @@ def up(
     nouveau: bool,
     registry: bool = False,
     behind_proxy: bool = False,
+    like: str = "",
 ) -> dict:
     name = container_name(scenario, host)
     if docker("ps", "--quiet", "--filter", f"name=^{name}$").strip():
         return {"changed": False, "host": host, "address": address_of(name)}
     with one_at_a_time():
-        image = build_image(distribution)
+        image = copy_disk(scenario, like) if like else build_image(distribution)
         ensure_network()
         ensure_mirror()
         if behind_proxy:
@@ -476,6 +478,22 @@ def up(
     address = address_of(name)
     wait_for(lambda: is_up(address), f"{host} at {address}", 60)
     return {"changed": True, "host": host, "address": address}
+
+
+def copy_disk(scenario: str, host: str) -> str:
+    """An image of a host's disk as it is now; returns its name. Volumes, and so the data of its Docker, stay out."""
+    image, container = f"{NETWORK}-disk:{scenario}-{host}", container_name(scenario, host)
+    identity = docker("inspect", "--format", "{{.Id}}", container).strip()
+    if label_of(image, "inputs") != identity:
+        note(f"Copying the disk of {host}")
+        docker("commit", "--change", f"LABEL {IMAGE_LABEL}.inputs={identity}", container, image)
+    return image
+
+
+def forget_disks(scenario: str = "") -> None:
+    found = docker("images", "--format", "{{.Repository}}:{{.Tag}}", f"{NETWORK}-disk").split()
+    if disks := [image for image in found if image.startswith(f"{NETWORK}-disk:{scenario}")]:
+        docker("rmi", *disks, check=False)
 
 
 def host_files(hardware: dict, distribution: str) -> bytes:
@@ -521,6 +539,8 @@ def down(scenario: str, host: str | None) -> dict:
     found = docker("ps", "--all", "--quiet", *filters).split()
     if found:
         docker("rm", "--force", "--volumes", *found)
+    if not host:
+        forget_disks(f"{scenario}-")
     return {"changed": bool(found)}
 
 
@@ -528,6 +548,7 @@ def clean() -> dict:
     found = docker("ps", "--all", "--quiet", "--filter", f"label={LABEL}").split()
     if found:
         docker("rm", "--force", "--volumes", *found)
+    forget_disks()
     networks = docker("network", "ls", "--quiet", "--filter", f"label={LABEL}").split()
     if networks:
         docker("network", "rm", *networks)
@@ -632,6 +653,7 @@ def main() -> None:
     start.add_argument("--nouveau", action="store_true")
     start.add_argument("--behind-proxy", action="store_true", help="the mirror is out of reach, but for the proxy")
     start.add_argument("--registry", action="store_true")
+    start.add_argument("--like", default="", metavar="HOST", help="start on a copy of that host's disk")
     stop = commands.add_parser("down")
     stop.add_argument("host", nargs="?")
     stop.add_argument("--all", action="store_true")
