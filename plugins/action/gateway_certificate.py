@@ -26,7 +26,7 @@ class ActionModule(ActionBase):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
         _, arguments = self.validate_argument_spec(argument_spec=ARGUMENTS)
-        authority = PrivateCa(Path(arguments["directory"]))
+        authority = PrivateCa(Path(arguments["directory"]).absolute())
         name, names = arguments["name"], arguments["names"]
         changed = not authority.is_current(name, names)
         if changed and not self._task.check_mode:
