@@ -11,6 +11,7 @@
     lab.py status                what runs
     lab.py mirror                start the package mirror alone; print its addresses and keys
     lab.py registry              start the image registry, with the simulated engines in it; print their digests
+    lab.py gateway               put the gateway's images into the registry; print their digests
     lab.py push NAME IMAGE       put an image of this machine's Docker into the registry as NAME; print its digest
     lab.py inventory             the running hosts as an Ansible inventory
     lab.py clean                 remove all hosts, the mirror and the network
@@ -409,6 +410,70 @@ def ensure_registry() -> dict:
     return {"changed": changed, "images": {name: pushed[name]["digest"] for name in sorted(names)}}
 
 
+# Images of the gateway
+
+
+def gateway_packages(names: list[str]) -> list[Path]:
+    """Debian's packages of these names, fetched once."""
+    packages = CACHE / "gateway-packages"
+    if not all(list(packages.glob(f"{name}_*.deb")) for name in names):
+        note(f"Fetching Debian's packages {', '.join(names)}")
+        packages.mkdir(parents=True, exist_ok=True)
+        fetch = f"apt-get update -qq && cd /out && apt-get -o APT::Sandbox::User=root download -qq {' '.join(names)}"
+        docker("run", "--rm", "--volume", f"{packages}:/out", BASE, "sh", "-c", fetch)
+    return [next(packages.glob(f"{name}_*.deb")) for name in names]
+
+
+def gateway_site() -> Path:
+    """The real smg and what it requires, installed into a directory for the images' Python."""
+    requirements = HERE / "gateway/requirements.txt"
+    site, inputs = CACHE / "gateway-site", digest(requirements.read_bytes())
+    if not (site.exists() and (CACHE / "gateway-site.inputs").exists()) or (
+        (CACHE / "gateway-site.inputs").read_text() != inputs
+    ):
+        note("Fetching smg from the package index")
+        shutil.rmtree(site, ignore_errors=True)
+        options = ["--quiet", "--require-hashes", "--no-deps", "--only-binary=:all:", "--no-compile"]
+        options += ["--python-version=3.13", "--platform=manylinux_2_28_x86_64", "--platform=manylinux_2_17_x86_64"]
+        options += ["--platform=manylinux2014_x86_64", f"--target={site}", f"--requirement={requirements}"]
+        run(sys.executable, "-m", "pip", "install", *options)
+        (CACHE / "gateway-site.inputs").write_text(inputs)
+    return site
+
+
+def ensure_gateway_images() -> dict[str, str]:
+    """The real smg and Debian's nginx under the names of the published images; returns their digests."""
+    import yaml
+
+    entries = yaml.safe_load((HERE.parents[1] / "catalog/gateway.yml").read_text())["images"]
+    sources = HERE / "gateway"
+    base = docker("image", "inspect", "--format", "{{.Id}}", "blackwell-lab-python:trixie").strip()
+    site, packages = gateway_site(), gateway_packages(["nginx", "nginx-common"])
+
+    def fill_smg(context: Path) -> None:
+        shutil.copytree(site, context / "site")
+        shutil.copy(sources / "pick_libraries", context)
+
+    def fill_nginx(context: Path) -> None:
+        (context / "packages").mkdir()
+        for path in packages:
+            shutil.copy(path, context / "packages")
+        shutil.copy(sources / "pick_libraries", context)
+
+    script = (sources / "pick_libraries").read_bytes()
+    contents = {
+        "smg": (fill_smg, [(CACHE / "gateway-site.inputs").read_bytes()]),
+        "nginx": (fill_nginx, [path.name for path in packages]),
+    }
+    digests = {}
+    for name, (fill, content) in contents.items():
+        image, recipe = f"{NETWORK}-gateway:{name}", f"gateway/{name}.Dockerfile"
+        build_if_new(image, digest(base, script, (HERE / recipe).read_bytes(), *content), fill, recipe)
+        identity = docker("image", "inspect", "--format", "{{.Id}}", image).strip()
+        digests[entries[name]["reference"]] = push(entries[name]["reference"], identity)
+    return digests
+
+
 def push(name: str, identity: str) -> str:
     """Send an image to the registry under the path that docker.io has it at; returns its digest."""
     path = name.removeprefix("docker.io/")
@@ -665,7 +730,7 @@ def main() -> None:
     send.add_argument("image")
     for command in (start, stop):
         command.add_argument("--scenario", default="hand")
-    for name in ("status", "mirror", "registry", "inventory", "clean"):
+    for name in ("status", "mirror", "registry", "gateway", "inventory", "clean"):
         commands.add_parser(name)
     words = parser.parse_args()
     try:
@@ -700,6 +765,11 @@ def main() -> None:
                 ensure_network()
                 answer = ensure_registry()
             print(json.dumps(answer, indent=2))
+        elif words.command == "gateway":
+            with one_at_a_time():
+                ensure_network()
+                ensure_registry()
+                print(json.dumps(ensure_gateway_images(), indent=2))
         elif words.command == "push":
             print(json.dumps({"digest": push(words.name, words.image)}))
         elif words.command == "clean":
