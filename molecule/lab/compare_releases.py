@@ -1,8 +1,8 @@
 """Compare what holds GPU memory on this host with its containers and releases: compare_releases.py [settled].
 
-Runs on the host. Prints {problems, holders, containers, releases} as JSON. At any moment, a process that holds simulated GPU
-memory is in a running container of the stack, a service has one such container at most, and what runs belongs to a release
-that is there. `settled`: what runs is the current release, whole, and no other one is half done.
+Runs on the host. Prints {problems, holders, containers, releases} as JSON. At any moment, a process that holds
+simulated GPU memory is in a running container of the stack, a service has one such container at most, and what runs
+belongs to a release that is there. `settled`: what runs is the current release, whole, and no other one is half done.
 """
 
 import collections
@@ -60,7 +60,9 @@ def releases():
     for path in sorted(glob.glob(f"{STACK}/releases/*")):
         try:
             with open(f"{path}/release.json") as release, open(f"{path}/compose.override.yaml") as override:
-                specs = re.findall(r"^  (\S+):\n    labels:\n      blackwell.serving.spec: (\S+)$", override.read(), re.M)
+                specs = re.findall(
+                    r"^  (\S+):\n    labels:\n      blackwell.serving.spec: (\S+)$", override.read(), re.M
+                )
                 found[os.path.basename(path)] = {"status": json.load(release)["status"], "specs": dict(specs)}
         except OSError:
             found[os.path.basename(path)] = {"status": "", "specs": {}}
@@ -93,7 +95,11 @@ def problems(settled, held, there, known, current):
             for container in running
             if of_current.get(container["service"]) != container["spec"]
         ]
-        found += [f"release {name} is {one['status'] or 'not whole'}" for name, one in known.items() if one["status"] not in ("serving", "failed")]
+        found += [
+            f"release {name} is {one['status'] or 'not whole'}"
+            for name, one in known.items()
+            if one["status"] not in ("serving", "failed")
+        ]
     return found
 
 

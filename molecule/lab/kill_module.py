@@ -46,9 +46,10 @@ def modules() -> list[int]:
         if entry.isdigit():
             chain = parents(int(entry))
             names = [name for _, name in chain]
-            if chain and names[0].startswith("python") and any(name.startswith("sshd") for name in names[1:]):
-                if not {pid for pid, name in chain if not name.startswith(("sshd", "systemd"))} & own:
-                    found.append(chain[0][0])
+            ours = {pid for pid, name in chain if not name.startswith(("sshd", "systemd"))} & own
+            python = bool(names) and names[0].startswith("python")
+            if python and not ours and any(name.startswith("sshd") for name in names[1:]):
+                found.append(chain[0][0])
     return found
 
 

@@ -1,4 +1,4 @@
-"""Print what a host is like, as JSON: packages, holds, files with their content's digest and mode, units, Docker, modules.
+"""Print what a host is like, as JSON: packages, holds, files by their content's digest and mode, units, Docker, modules.
 
 Runs on the host. Left out is what changes by itself: caches, logs, lists of packages, what a boot writes.
 """
@@ -10,9 +10,23 @@ import subprocess
 
 ROOTS = ["/etc", "/opt", "/usr/local", "/var/lib"]
 BY_ITSELF = (
-    "/etc/lab", "/etc/machine-id", "/etc/mtab", "/etc/resolv.conf", "/etc/hosts", "/etc/hostname", "/etc/ld.so.cache",
-    "/etc/.pwd.lock", "/var/lib/apt", "/var/lib/dpkg", "/var/lib/systemd", "/var/lib/docker", "/var/lib/containerd",
-    "/var/lib/lab", "/var/lib/initramfs-tools", "/var/lib/dbus", "/var/lib/private",
+    "/etc/lab",
+    "/etc/machine-id",
+    "/etc/mtab",
+    "/etc/resolv.conf",
+    "/etc/hosts",
+    "/etc/hostname",
+    "/etc/ld.so.cache",
+    "/etc/.pwd.lock",
+    "/var/lib/apt",
+    "/var/lib/dpkg",
+    "/var/lib/systemd",
+    "/var/lib/docker",
+    "/var/lib/containerd",
+    "/var/lib/lab",
+    "/var/lib/initramfs-tools",
+    "/var/lib/dbus",
+    "/var/lib/private",
 )
 
 
@@ -29,7 +43,9 @@ def files():
                     found[path] = os.readlink(path)
                 elif os.path.isfile(path):
                     with open(path, "rb") as stream:
-                        found[path] = f"{hashlib.sha256(stream.read()).hexdigest()[:12]} {os.stat(path).st_mode & 0o7777:o}"
+                        found[path] = (
+                            f"{hashlib.sha256(stream.read()).hexdigest()[:12]} {os.stat(path).st_mode & 0o7777:o}"
+                        )
     return found
 
 

@@ -1,7 +1,7 @@
 """Whether a host's driver may be replaced while its services are stopped for it. Pure functions.
 
-`facts` are those of gpu_host_facts, `wanted` is what host_decisions.driver_plan gave, `services` are those of the deployed
-plan, `drivers` is catalog/drivers.yml.
+`facts` are those of gpu_host_facts, `wanted` is what host_decisions.driver_plan gave, `services` are those of the
+deployed plan, `drivers` is catalog/drivers.yml.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def driver_upgrade(
     project: str,
     drivers: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """{needed, loaded, wanted, refusals}: whether anything is to be done, from which driver to which, and why it must not."""
+    """{needed, loaded, wanted, refusals}: whether anything is to be done, from which driver to which, why it must not."""
     loaded = facts["driver"]["loaded"] or {}
     version = wanted["version_pattern"].removesuffix("-*")
     needed = not packages_fit(facts, wanted) or driver_state(facts, wanted)["action"] != "none"

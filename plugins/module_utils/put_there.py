@@ -1,7 +1,7 @@
 """What the collection put on a host, remembered on that host, so that it can be taken away again and nothing else.
 
-    files      by path: `part`, whose it is; `digest` of what was written last (none: the file was removed); `before`, what
-               was there first: none, or {content, mode}
+    files      by path: `part`, whose it is; `digest` of what was written last (none: the file was removed); `before`,
+               what was there first: none, or {content, mode}
     packages   `installed` and `held`: what was not installed, or not held, before; `removed`: what is gone
 
 Runs on the host, under its own Python, 3.9 or newer.

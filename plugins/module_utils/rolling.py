@@ -1,7 +1,7 @@
 """Work on many hosts, batch by batch: whether the next batch may begin, and how far it came. Pure functions.
 
-`states` says by host how far its turn came; a host whose turn has not come has none. `failure` and `serves` (the release
-that serves after all) tell more of one that failed. A host that was lost on the way stays at `begun`.
+`states` says by host how far its turn came; a host whose turn has not come has none. `failure` and `serves` (the
+release that serves after all) tell more of one that failed. A host that was lost on the way stays at `begun`.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def report(states: Mapping[str, Mapping[str, Any]], again: str, idempotent: bool
     lines += [_named("untouched", untouched)] if untouched else []
     if idempotent:
         lines.append(
-            f"Put right what failed and run {again} as before: hosts that are done are left alone, and the first of the "
-            "others goes first."
+            f"Put right what failed and run {again} as before: hosts that are done are left alone, and the first of "
+            "the others goes first."
         )
     else:
         lines.append(f"Put right what failed and run {again} with --limit {','.join([*failed, *untouched])}")

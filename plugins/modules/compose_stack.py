@@ -424,7 +424,11 @@ def run_absent(module: AnsibleModule, stack: Stack) -> dict:
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "state": {"type": "str", "choices": ["present", "previous", "started", "stopped", "absent"], "default": "present"},
+            "state": {
+                "type": "str",
+                "choices": ["present", "previous", "started", "stopped", "absent"],
+                "default": "present",
+            },
             "project": {"type": "str", "required": True},
             "directory": {"type": "path", "default": "/opt/blackwell-serving/stack"},
             "plan": {"type": "dict"},

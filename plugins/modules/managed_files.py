@@ -78,8 +78,8 @@ options:
         required: true
   part:
     description:
-      - Whose the files are, V(services) or what V(provisioning) needs. The module M(blackwell.serving.take_away) takes one
-        part away again.
+      - Whose the files are, V(services) or what V(provisioning) needs. The module M(blackwell.serving.take_away) takes
+        one part away again.
     type: str
     choices: [provisioning, services]
     default: provisioning

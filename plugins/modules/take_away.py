@@ -8,8 +8,8 @@ module: take_away
 short_description: Take away again what the collection put on a host, and nothing else
 version_added: 0.2.0
 description:
-  - Goes by the record that M(blackwell.serving.managed_files) and M(blackwell.serving.apt_package_set) keep on the host.
-    A file that was there before gets its older content back; one that somebody changed since stays as it is.
+  - Goes by the record that M(blackwell.serving.managed_files) and M(blackwell.serving.apt_package_set) keep on the
+    host. A file that was there before gets its older content back; one that somebody changed since stays as it is.
   - Packages are purged if they were not installed before, and released if they were not held before. What apt would
     remove beyond that is refused before anything is done.
   - Units that were written here are stopped and disabled first, containers removed by the labels of their Compose
@@ -190,7 +190,11 @@ class Removal:
     def purge(self) -> None:
         status = self.run("dpkg-query", "--show", "--showformat=${Package} ${db:Status-Want} ${db:Status-Status}\n")
         there = {name: (want, state) for name, want, state in (line.split() for line in status.splitlines())}
-        ours = [name for name in self.record.packages["installed"] if there.get(name, ("", ""))[1] not in ("", "not-installed")]
+        ours = [
+            name
+            for name in self.record.packages["installed"]
+            if there.get(name, ("", ""))[1] not in ("", "not-installed")
+        ]
         held = [name for name in self.record.packages["held"] if there.get(name, ("", ""))[0] == "hold"]
         command = ["apt-get", "--yes", "--quiet", "--allow-change-held-packages", "purge", *ours]
         if ours:
