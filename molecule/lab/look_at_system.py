@@ -1,4 +1,4 @@
-"""Print what a host is like, as JSON: packages, holds, files by their content's digest and mode, units, Docker, modules.
+"""Print what a host is like, as JSON: packages, holds, files by content and mode, units, Docker, kernel modules.
 
 Runs on the host. Left out is what changes by itself: caches, logs, lists of packages, what a boot writes.
 """

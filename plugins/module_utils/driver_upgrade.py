@@ -20,7 +20,7 @@ def driver_upgrade(
     project: str,
     drivers: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """{needed, loaded, wanted, refusals}: whether anything is to be done, from which driver to which, why it must not."""
+    """{needed, loaded, wanted, refusals}: whether anything is to be done, from which driver to which, what is against it."""
     loaded = facts["driver"]["loaded"] or {}
     version = wanted["version_pattern"].removesuffix("-*")
     needed = not packages_fit(facts, wanted) or driver_state(facts, wanted)["action"] != "none"
