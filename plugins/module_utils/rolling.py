@@ -17,10 +17,10 @@ def may_go_on(states: Mapping[str, Mapping[str, Any]]) -> bool:
     return all(state["turn"] == DONE for state in states.values() if state)
 
 
-def report(states: Mapping[str, Mapping[str, Any]], again: str, idempotent: bool = True) -> str:
+def report(states: Mapping[str, Mapping[str, Any]], idempotent: bool = True) -> str:
     """Which hosts are done, failed and untouched, and how to go on; empty where all are done.
 
-    `again`: the playbook. Where it is not `idempotent`, only the hosts that are left may run it again.
+    Where a second run would not leave those alone that are done (`idempotent`), only the others may run it again.
     """
     done = [host for host, state in states.items() if state and state["turn"] == DONE]
     untouched = [host for host, state in states.items() if not state]
@@ -33,11 +33,12 @@ def report(states: Mapping[str, Mapping[str, Any]], again: str, idempotent: bool
     lines += [_named("untouched", untouched)] if untouched else []
     if idempotent:
         lines.append(
-            f"Put right what failed and run {again} as before: hosts that are done are left alone, and the first of "
+            "Put right what failed and run the same command again: hosts that are done are left alone, and the first of "
             "the others goes first."
         )
     else:
-        lines.append(f"Put right what failed and run {again} with --limit {','.join([*failed, *untouched])}")
+        left = ",".join([*failed, *untouched])
+        lines.append(f"Put right what failed and run the same command again, with --limit {left}")
     return "\n".join(lines)
 
 

@@ -15,23 +15,23 @@ def test_the_next_batch_begins_only_where_every_turn_is_done():
 
 
 def test_nothing_is_reported_where_all_are_done():
-    assert rolling.report({"a": DONE, "b": DONE}, "playbooks/deploy.yml") == ""
+    assert rolling.report({"a": DONE, "b": DONE}) == ""
 
 
 def test_the_report_names_done_failed_lost_and_untouched_hosts_and_what_serves():
-    text = rolling.report({"a": DONE, "b": FAILED, "c": BEGUN, "d": {}}, "playbooks/deploy.yml")
+    text = rolling.report({"a": DONE, "b": FAILED, "c": BEGUN, "d": {}})
     lines = text.splitlines()
     assert "1 of 4 hosts are done" in lines[0]
     assert lines[1] == "done: a"
     assert lines[2] == "failed: b: qwen: it cannot start. Release 20261125T005339Z serves there."
     assert lines[3].startswith("lost: c ")
     assert lines[4] == "untouched: d"
-    assert "playbooks/deploy.yml as before" in lines[5]
+    assert "the same command again: hosts that are done are left alone" in lines[5]
 
 
 def test_what_may_not_run_twice_is_resumed_on_the_hosts_that_are_left():
-    text = rolling.report({"a": DONE, "b": FAILED, "c": {}}, "playbooks/rollback.yml", idempotent=False)
-    assert text.endswith("playbooks/rollback.yml with --limit b,c")
+    text = rolling.report({"a": DONE, "b": FAILED, "c": {}}, idempotent=False)
+    assert text.endswith("the same command again, with --limit b,c")
 
 
 def test_hosts_of_a_group_come_in_the_order_of_the_inventory():
