@@ -36,9 +36,7 @@ def host(tmp_path: Path, run_module):
         def take(self, part="provisioning", check=False, **more):
             (tmp_path / "answers.json").write_text(json.dumps(self.answers))
             path = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
-            return run_module(
-                "take_away", check=check, environment=path, part=part, record=str(self.record), **more
-            )
+            return run_module("take_away", check=check, environment=path, part=part, record=str(self.record), **more)
 
         def ran(self, beginning):
             log = tmp_path / "log"
