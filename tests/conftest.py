@@ -89,12 +89,18 @@ def ansible_playbook(run_tool: Run) -> Run:
     return run
 
 
+# Modules that remember on the host what they put there.
+RECORDED = {"managed_files", "apt_package_set"}
+
+
 @pytest.fixture
 def run_module(tmp_path: Path, run_tool: Run) -> Callable[..., dict]:
     """Run a module in a process of its own on this machine, with `environment` added; returns its result."""
 
     def run(name: str, check: bool = False, environment: dict[str, str] | None = None, **arguments) -> dict:
         internal = {"_ansible_check_mode": check, "_ansible_diff": True}
+        if name in RECORDED:
+            arguments = {"record": str(tmp_path / "put_there.json"), **arguments}
         (tmp_path / "arguments.json").write_text(json.dumps({"ANSIBLE_MODULE_ARGS": arguments | internal}))
         done = run_tool(
             sys.executable,

@@ -61,7 +61,7 @@ def granted_to(service, address):
 def look():
     current = os.path.basename(os.readlink(f"{STACK}/current")) if os.path.islink(f"{STACK}/current") else ""
     services = read_json(f"{STACK}/current/plan.json").get("services", [])
-    addresses = {service["name"]: f"http://127.0.0.1:{service['port']}" for service in services}
+    addresses = {service["name"]: f"http://{service['bind_address']}:{service['port']}" for service in services}
     names = sorted(os.listdir(f"{STACK}/releases")) if os.path.isdir(f"{STACK}/releases") else []
     return {
         "current": current,

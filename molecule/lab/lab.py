@@ -2,14 +2,16 @@
 """Test hosts for the molecule scenarios: containers that behave like small servers, reached over SSH.
 
     lab.py up HOST [--distribution trixie|bookworm] [--gpu rtx_5090]... [--nouveau] [--secure-boot off|on|none]
-              [--registry] [--behind-proxy]
+              [--registry] [--behind-proxy] [--like HOST]
                                  start a host, and the package mirror if it does not run; with --registry the image
-                                 registry too, which is then the host's mirror of docker.io
+                                 registry too, which is then the host's mirror of docker.io; with --like on the disk of
+                                 another host of the scenario as it is now, without the data of its Docker
     lab.py down HOST|--all       remove hosts and everything that is theirs
     lab.py ssh HOST [COMMAND]    log in as `admin`, who may use sudo
     lab.py status                what runs
     lab.py mirror                start the package mirror alone; print its addresses and keys
     lab.py registry              start the image registry, with the simulated engines in it; print their digests
+    lab.py gateway               put the gateway's images into the registry; print their digests
     lab.py push NAME IMAGE       put an image of this machine's Docker into the registry as NAME; print its digest
     lab.py inventory             the running hosts as an Ansible inventory
     lab.py clean                 remove all hosts, the mirror and the network
@@ -408,6 +410,70 @@ def ensure_registry() -> dict:
     return {"changed": changed, "images": {name: pushed[name]["digest"] for name in sorted(names)}}
 
 
+# Images of the gateway
+
+
+def gateway_packages(names: list[str]) -> list[Path]:
+    """Debian's packages of these names, fetched once."""
+    packages = CACHE / "gateway-packages"
+    if not all(list(packages.glob(f"{name}_*.deb")) for name in names):
+        note(f"Fetching Debian's packages {', '.join(names)}")
+        packages.mkdir(parents=True, exist_ok=True)
+        fetch = f"apt-get update -qq && cd /out && apt-get -o APT::Sandbox::User=root download -qq {' '.join(names)}"
+        docker("run", "--rm", "--volume", f"{packages}:/out", BASE, "sh", "-c", fetch)
+    return [next(packages.glob(f"{name}_*.deb")) for name in names]
+
+
+def gateway_site() -> Path:
+    """The real smg and what it requires, installed into a directory for the images' Python."""
+    requirements = HERE / "gateway/requirements.txt"
+    site, inputs = CACHE / "gateway-site", digest(requirements.read_bytes())
+    if not (site.exists() and (CACHE / "gateway-site.inputs").exists()) or (
+        (CACHE / "gateway-site.inputs").read_text() != inputs
+    ):
+        note("Fetching smg from the package index")
+        shutil.rmtree(site, ignore_errors=True)
+        options = ["--quiet", "--require-hashes", "--no-deps", "--only-binary=:all:", "--no-compile"]
+        options += ["--python-version=3.13", "--platform=manylinux_2_28_x86_64", "--platform=manylinux_2_17_x86_64"]
+        options += ["--platform=manylinux2014_x86_64", f"--target={site}", f"--requirement={requirements}"]
+        run(sys.executable, "-m", "pip", "install", *options)
+        (CACHE / "gateway-site.inputs").write_text(inputs)
+    return site
+
+
+def ensure_gateway_images() -> dict[str, str]:
+    """The real smg and Debian's nginx under the names of the published images; returns their digests."""
+    import yaml
+
+    entries = yaml.safe_load((HERE.parents[1] / "catalog/gateway.yml").read_text())["images"]
+    sources = HERE / "gateway"
+    base = docker("image", "inspect", "--format", "{{.Id}}", "blackwell-lab-python:trixie").strip()
+    site, packages = gateway_site(), gateway_packages(["nginx", "nginx-common"])
+
+    def fill_smg(context: Path) -> None:
+        shutil.copytree(site, context / "site")
+        shutil.copy(sources / "pick_libraries", context)
+
+    def fill_nginx(context: Path) -> None:
+        (context / "packages").mkdir()
+        for path in packages:
+            shutil.copy(path, context / "packages")
+        shutil.copy(sources / "pick_libraries", context)
+
+    script = (sources / "pick_libraries").read_bytes()
+    contents = {
+        "smg": (fill_smg, [(CACHE / "gateway-site.inputs").read_bytes()]),
+        "nginx": (fill_nginx, [path.name for path in packages]),
+    }
+    digests = {}
+    for name, (fill, content) in contents.items():
+        image, recipe = f"{NETWORK}-gateway:{name}", f"gateway/{name}.Dockerfile"
+        build_if_new(image, digest(base, script, (HERE / recipe).read_bytes(), *content), fill, recipe)
+        identity = docker("image", "inspect", "--format", "{{.Id}}", image).strip()
+        digests[entries[name]["reference"]] = push(entries[name]["reference"], identity)
+    return digests
+
+
 def push(name: str, identity: str) -> str:
     """Send an image to the registry under the path that docker.io has it at; returns its digest."""
     path = name.removeprefix("docker.io/")
@@ -441,12 +507,13 @@ def up(
     nouveau: bool,
     registry: bool = False,
     behind_proxy: bool = False,
+    like: str = "",
 ) -> dict:
     name = container_name(scenario, host)
     if docker("ps", "--quiet", "--filter", f"name=^{name}$").strip():
         return {"changed": False, "host": host, "address": address_of(name)}
     with one_at_a_time():
-        image = build_image(distribution)
+        image = copy_disk(scenario, like) if like else build_image(distribution)
         ensure_network()
         ensure_mirror()
         if behind_proxy:
@@ -476,6 +543,22 @@ def up(
     address = address_of(name)
     wait_for(lambda: is_up(address), f"{host} at {address}", 60)
     return {"changed": True, "host": host, "address": address}
+
+
+def copy_disk(scenario: str, host: str) -> str:
+    """An image of a host's disk as it is now; returns its name. Volumes, and so the data of its Docker, stay out."""
+    image, container = f"{NETWORK}-disk:{scenario}-{host}", container_name(scenario, host)
+    identity = docker("inspect", "--format", "{{.Id}}", container).strip()
+    if label_of(image, "inputs") != identity:
+        note(f"Copying the disk of {host}")
+        docker("commit", "--change", f"LABEL {IMAGE_LABEL}.inputs={identity}", container, image)
+    return image
+
+
+def forget_disks(scenario: str = "") -> None:
+    found = docker("images", "--format", "{{.Repository}}:{{.Tag}}", f"{NETWORK}-disk").split()
+    if disks := [image for image in found if image.startswith(f"{NETWORK}-disk:{scenario}")]:
+        docker("rmi", *disks, check=False)
 
 
 def host_files(hardware: dict, distribution: str) -> bytes:
@@ -521,6 +604,8 @@ def down(scenario: str, host: str | None) -> dict:
     found = docker("ps", "--all", "--quiet", *filters).split()
     if found:
         docker("rm", "--force", "--volumes", *found)
+    if not host:
+        forget_disks(f"{scenario}-")
     return {"changed": bool(found)}
 
 
@@ -528,6 +613,7 @@ def clean() -> dict:
     found = docker("ps", "--all", "--quiet", "--filter", f"label={LABEL}").split()
     if found:
         docker("rm", "--force", "--volumes", *found)
+    forget_disks()
     networks = docker("network", "ls", "--quiet", "--filter", f"label={LABEL}").split()
     if networks:
         docker("network", "rm", *networks)
@@ -632,6 +718,7 @@ def main() -> None:
     start.add_argument("--nouveau", action="store_true")
     start.add_argument("--behind-proxy", action="store_true", help="the mirror is out of reach, but for the proxy")
     start.add_argument("--registry", action="store_true")
+    start.add_argument("--like", default="", metavar="HOST", help="start on a copy of that host's disk")
     stop = commands.add_parser("down")
     stop.add_argument("host", nargs="?")
     stop.add_argument("--all", action="store_true")
@@ -643,7 +730,7 @@ def main() -> None:
     send.add_argument("image")
     for command in (start, stop):
         command.add_argument("--scenario", default="hand")
-    for name in ("status", "mirror", "registry", "inventory", "clean"):
+    for name in ("status", "mirror", "registry", "gateway", "inventory", "clean"):
         commands.add_parser(name)
     words = parser.parse_args()
     try:
@@ -678,6 +765,11 @@ def main() -> None:
                 ensure_network()
                 answer = ensure_registry()
             print(json.dumps(answer, indent=2))
+        elif words.command == "gateway":
+            with one_at_a_time():
+                ensure_network()
+                ensure_registry()
+                print(json.dumps(ensure_gateway_images(), indent=2))
         elif words.command == "push":
             print(json.dumps({"digest": push(words.name, words.image)}))
         elif words.command == "clean":

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from ansible_collections.blackwell.serving.plugins.module_utils import driver_upgrade as upgrade
 from ansible_collections.blackwell.serving.plugins.module_utils import host_decisions
 from ansible_collections.blackwell.serving.plugins.plugin_utils import host_catalog
 
@@ -42,6 +43,12 @@ def driver_plan(facts: dict[str, Any], **wishes: Any) -> dict[str, Any]:
     return host_decisions.driver_plan(facts, host_catalog.host_packages(), host_catalog.gpus(), **wishes)
 
 
+def driver_upgrade(
+    facts: dict[str, Any], wanted: dict[str, Any], services: list[dict[str, Any]], project: str
+) -> dict[str, Any]:
+    return upgrade.driver_upgrade(facts, wanted, services, project, host_catalog.read_catalog("drivers"))
+
+
 @_refusable
 def toolkit_plan(facts: dict[str, Any], **wishes: Any) -> dict[str, Any]:
     return host_decisions.toolkit_plan(facts, host_catalog.host_packages(), **wishes)
@@ -58,6 +65,7 @@ class FilterModule:
             "gpu_host_problems": gpu_host_problems,
             "driver_plan": driver_plan,
             "driver_state": host_decisions.driver_state,
+            "driver_upgrade": driver_upgrade,
             "changed_under_load": host_decisions.changed_under_load,
             "replaced_in_use": host_decisions.replaced_in_use,
             "toolkit_plan": toolkit_plan,

@@ -360,7 +360,7 @@ def driver_state(facts: Facts, plan: dict[str, Any], changing: bool = False) -> 
     reasons = []
     if facts["nouveau_loaded"] or any(device["driver"] == "nouveau" for device in facts["pci"]):
         reasons.append("nouveau is loaded")
-    replaced = changing and not _packages_fit(facts, plan)
+    replaced = changing and not packages_fit(facts, plan)
     differs = installed and loaded and (loaded["version"] != installed["version"] or loaded["flavour"] != "open")
     if loaded and (replaced or differs):
         after = f"{plan['branch']}" if replaced else installed["version"]
@@ -374,7 +374,7 @@ def driver_state(facts: Facts, plan: dict[str, Any], changing: bool = False) -> 
 
 def changed_under_load(facts: Facts, plan: dict[str, Any]) -> list[str]:
     """Names of the running containers that hold a GPU while the driver's packages have to change."""
-    return [] if _packages_fit(facts, plan) else [container["name"] for container in facts["gpu_containers"]]
+    return [] if packages_fit(facts, plan) else [container["name"] for container in facts["gpu_containers"]]
 
 
 def replaced_in_use(facts: Facts, plan: dict[str, Any]) -> str:
@@ -383,7 +383,7 @@ def replaced_in_use(facts: Facts, plan: dict[str, Any]) -> str:
     nvidia-smi and new containers fail from the moment that its packages change until the host is rebooted.
     """
     loaded = facts["driver"]["loaded"]
-    if not loaded or _packages_fit(facts, plan):
+    if not loaded or packages_fit(facts, plan):
         return ""
     if loaded["flavour"] == "open" and fnmatchcase(f"{loaded['version']}-", plan["version_pattern"]):
         return ""
@@ -391,7 +391,8 @@ def replaced_in_use(facts: Facts, plan: dict[str, Any]) -> str:
     return f"driver {loaded['version']} ({loaded['flavour']}) is loaded, {wanted} (open) is to replace it"
 
 
-def _packages_fit(facts: Facts, plan: dict[str, Any]) -> bool:
+def packages_fit(facts: Facts, plan: dict[str, Any]) -> bool:
+    """Whether the driver's packages are installed in the versions that the plan names."""
     return all(
         fnmatchcase(facts["packages"].get(package["name"], ""), package["version"])
         for package in plan["packages"]

@@ -6,8 +6,11 @@ Python 3.9 or newer.
 
 from __future__ import annotations
 
+import glob
 import json
+import os
 import re
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -27,6 +30,23 @@ _TIMED = re.compile(r"^(\d{4}-\d\d-\d\dT\S+Z) ?(.*)$")
 
 class DockerProblem(Exception):
     """Docker did not do what it was told; the message holds its own words."""
+
+
+def load_python_on_whales(venv: str) -> None:
+    """Make it importable from its environment, which has to be of the Python that runs this; else DockerProblem.
+
+    Not by Ansible's respawn_module: that writes all parameters into a pipe that nobody reads yet, and waits forever
+    where they are larger than the pipe (64 KiB on Linux).
+    """
+    release = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    sys.path[:0] = glob.glob(os.path.join(venv, "lib", release, "site-packages"))
+    try:
+        import python_on_whales  # noqa: F401
+    except ImportError as problem:
+        raise DockerProblem(
+            f"{venv} has no python-on-whales for {release}, which changes need ({problem}): run "
+            "playbooks/provision.yml. Nothing was changed."
+        ) from None
 
 
 class StackDocker:

@@ -78,6 +78,10 @@ options:
     description: Whether apt also installs what the packages recommend.
     type: bool
     default: false
+  record:
+    description: Where the host remembers which packages were installed, held and removed here.
+    type: path
+    default: /var/lib/blackwell-serving/put_there.json
   lock_timeout:
     description: Seconds to wait for another package manager to finish.
     type: int
@@ -164,6 +168,7 @@ from ansible_collections.blackwell.serving.plugins.module_utils.package_set impo
     parse_wanted,
     upstream_version,
 )
+from ansible_collections.blackwell.serving.plugins.module_utils.put_there import Record
 
 VERBS = {"install", "hold", "policy", "madison", "--simulate", "--show"}
 ENVIRONMENT = {
@@ -371,6 +376,20 @@ class PackageSet:
             self.run(["apt-mark", "hold", *hold])
 
 
+def remember(path: str, before: dict[str, Package], after: dict[str, Package]) -> None:
+    """Also where apt failed halfway."""
+    record = Record(path)
+    there = {name for name, package in before.items() if package.installed}
+    now = {name for name, package in after.items() if package.installed}
+    held = {name for name, package in after.items() if package.wanted == "hold"}
+    record.package_changes(
+        now - there,
+        held - {name for name, package in before.items() if package.wanted == "hold"},
+        there - now,
+    )
+    record.save()
+
+
 def text_of(path: str) -> str:
     with open(path, encoding="utf-8", errors="replace") as stream:
         return stream.read()
@@ -447,6 +466,7 @@ def main() -> None:
             },
             "sources_changed": {"type": "bool", "default": False},
             "install_recommends": {"type": "bool", "default": False},
+            "record": {"type": "path", "default": "/var/lib/blackwell-serving/put_there.json"},
             "lock_timeout": {"type": "int", "default": 300},
         },
         supports_check_mode=True,
@@ -463,8 +483,11 @@ def main() -> None:
         changed = any(done.values())
         after = before
     else:
-        package_set.apply(steps)
-        after = package_set.status()
+        try:
+            package_set.apply(steps)
+        finally:
+            after = package_set.status()
+            remember(module.params["record"], before, after)
         done = {**differences(steps, before, after), "built": package_set.built}
         changed = package_set.changed
     module.exit_json(

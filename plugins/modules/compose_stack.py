@@ -26,9 +26,11 @@ options:
   state:
     description:
       - V(present) runs O(plan). V(previous) goes back to the release that served before, or to O(release).
+      - V(stopped) stops the containers of the project, all at once, and V(started) starts those of the release that
+        serves, one after another as V(present) does. Where there is no release, both have nothing to do.
       - V(absent) removes the containers, the project's network and all releases.
     type: str
-    choices: [present, previous, absent]
+    choices: [present, previous, started, stopped, absent]
     default: present
   project:
     description: Name of the Compose project.
@@ -106,6 +108,15 @@ steps:
   elements: dict
   sample:
     - {service: qwen, action: recreate, reason: "changed: --context-length 32768 -> 16384", seconds: 54.2}
+differs:
+  description: Whether what runs, or the release that serves, was not what was wanted.
+  returned: with V(present), V(previous) and V(started)
+  type: bool
+services:
+  description: The services of the release that serves, as its plan has them. Empty where there is no release.
+  returned: with V(started) and V(stopped)
+  type: list
+  elements: dict
 release:
   description: Name of the release that serves.
   returned: when there is one
@@ -126,15 +137,17 @@ rolled_back:
 
 import contextlib
 import functools
-import glob
 import json
 import os
-import sys
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.blackwell.serving.plugins.module_utils.diagnosis import signatures
 from ansible_collections.blackwell.serving.plugins.module_utils.host_facts.host import Host
-from ansible_collections.blackwell.serving.plugins.module_utils.stack_docker import DockerProblem, StackDocker
+from ansible_collections.blackwell.serving.plugins.module_utils.stack_docker import (
+    DockerProblem,
+    StackDocker,
+    load_python_on_whales,
+)
 from ansible_collections.blackwell.serving.plugins.module_utils.stack_releases import (
     FAILED,
     Locked,
@@ -289,6 +302,11 @@ class Stack:
                 message += f"\n\nThe release that served before, {before.name}, did not come back either:\n{reason}"
         self.module.fail_json(msg=message, **result)
 
+    def running(self) -> list[str]:
+        """Containers of the project that run, or would again by themselves."""
+        found = containers_of(self.project, self.docker.containers())
+        return [container.id for container in found if container.status not in ("created", "exited", "dead")]
+
     def remove(self) -> dict:
         identities = [container.id for container in containers_of(self.project, self.docker.containers())]
         if identities or self.releases.current() or self.module.params["volumes"]:
@@ -305,20 +323,10 @@ def note(path: str, text: str) -> None:
 
 
 def need_python_on_whales(module: AnsibleModule) -> None:
-    """Import it from its environment, which has to be of the Python that runs this.
-
-    Not by Ansible's respawn_module: that writes all parameters into a pipe that nobody reads yet, and waits forever
-    where they are larger than the pipe (64 KiB on Linux).
-    """
-    release = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    sys.path[:0] = glob.glob(os.path.join(module.params["venv"], "lib", release, "site-packages"))
     try:
-        import python_on_whales  # noqa: F401
-    except ImportError as problem:
-        module.fail_json(
-            msg=f"{module.params['venv']} has no python-on-whales for {release}, which changes to the stack need "
-            f"({problem}): run playbooks/provision.yml. Nothing was changed."
-        )
+        load_python_on_whales(module.params["venv"])
+    except DockerProblem as problem:
+        module.fail_json(msg=str(problem))
 
 
 def need_docker(module: AnsibleModule, stack: Stack) -> None:
@@ -334,7 +342,7 @@ def run_present(module: AnsibleModule, stack: Stack) -> dict:
     steps = stack.steps(release)
     changed = any(step.changes for step in steps) or not stack.is_current(release)
     diff = diff_of(current.definition if current else None, release.definition, steps)
-    result = {"changed": changed, "diff": diff, "steps": [step._asdict() for step in steps]}
+    result = {"changed": changed, "differs": changed, "diff": diff, "steps": [step._asdict() for step in steps]}
     if current:
         result["release"] = current.name
     if module.check_mode or not (changed or steps):
@@ -363,12 +371,45 @@ def run_previous(module: AnsibleModule, stack: Stack) -> dict:
     steps = stack.steps(release)
     changed = any(step.changes for step in steps) or current is None or current.name != release.name
     diff = diff_of(current.definition if current else None, release.definition, steps)
-    result = {"changed": changed, "diff": diff, "steps": [step._asdict() for step in steps], "release": release.name}
+    steps_as_told = [step._asdict() for step in steps]
+    result = {"changed": changed, "differs": changed, "diff": diff, "steps": steps_as_told, "release": release.name}
     if module.check_mode or not (changed or steps):
         return result
     need_python_on_whales(module)
     with stack.releases.locked(module.params["lock_timeout"]):
         return result | stack.deploy(earlier_release(module, stack), new=False)
+
+
+def run_started(module: AnsibleModule, stack: Stack) -> dict:
+    current = stack.releases.current()
+    if current is None:
+        return {"changed": False, "differs": False, "steps": [], "services": []}
+    need_docker(module, stack)
+    steps = stack.steps(current)
+    result = {
+        "changed": any(step.changes for step in steps),
+        "differs": bool(steps),
+        "steps": [step._asdict() for step in steps],
+        "services": current.plan["services"],
+        "release": current.name,
+    }
+    if module.check_mode or not steps:
+        return result
+    need_python_on_whales(module)
+    with stack.releases.locked(module.params["lock_timeout"]):
+        return result | stack.deploy(stack.releases.current(), new=False)
+
+
+def run_stopped(module: AnsibleModule, stack: Stack) -> dict:
+    current = stack.releases.current()
+    running = stack.running()
+    result = {"changed": bool(running), "steps": [], "services": current.plan["services"] if current else []}
+    if module.check_mode or not running:
+        return result
+    need_python_on_whales(module)
+    with stack.releases.locked(module.params["lock_timeout"]):
+        stack.docker.stop(stack.running())
+    return result
 
 
 def run_absent(module: AnsibleModule, stack: Stack) -> dict:
@@ -383,7 +424,11 @@ def run_absent(module: AnsibleModule, stack: Stack) -> dict:
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "state": {"type": "str", "choices": ["present", "previous", "absent"], "default": "present"},
+            "state": {
+                "type": "str",
+                "choices": ["present", "previous", "started", "stopped", "absent"],
+                "default": "present",
+            },
             "project": {"type": "str", "required": True},
             "directory": {"type": "path", "default": "/opt/blackwell-serving/stack"},
             "plan": {"type": "dict"},
@@ -400,7 +445,13 @@ def main() -> None:
         supports_check_mode=True,
     )
     stack = Stack(module)
-    run = {"present": run_present, "previous": run_previous, "absent": run_absent}[module.params["state"]]
+    run = {
+        "present": run_present,
+        "previous": run_previous,
+        "started": run_started,
+        "stopped": run_stopped,
+        "absent": run_absent,
+    }[module.params["state"]]
     try:
         result = run(module, stack)
     except Locked as holder:

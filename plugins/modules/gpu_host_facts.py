@@ -156,12 +156,16 @@ ansible_facts:
               ecc_mode: null
               power_limit_watt: 575.0
         gpu_processes:
-          description: Processes that compute on a GPU.
+          description: Processes that compute on a GPU; C(container) is the id of the Docker container that one is in.
           returned: always
           type: list
           elements: dict
           sample:
-            - {gpu_uuid: GPU-00000000-0000-0000-0000-000000000000, pid: 4711, name: python3, used_memory_mib: 5120}
+            - gpu_uuid: GPU-00000000-0000-0000-0000-000000000000
+              pid: 4711
+              name: python3
+              used_memory_mib: 5120
+              container: null
         nvidia_smi_error:
           description: What C(nvidia-smi) said where it failed although the driver is loaded.
           returned: always

@@ -76,6 +76,17 @@ options:
         type: list
         elements: path
         required: true
+  part:
+    description:
+      - Whose the files are, V(services) or what V(provisioning) needs. The module M(blackwell.serving.take_away) takes
+        one part away again.
+    type: str
+    choices: [provisioning, services]
+    default: provisioning
+  record:
+    description: Where the host remembers which files were written here, and what was there before.
+    type: path
+    default: /var/lib/blackwell-serving/put_there.json
   backup:
     description: Keep the older version beside a file whose content is replaced.
     type: bool
@@ -142,6 +153,7 @@ from ansible_collections.blackwell.serving.plugins.module_utils.addresses import
     proxy_environment,
     without_passwords,
 )
+from ansible_collections.blackwell.serving.plugins.module_utils.put_there import Record
 
 
 def text_of(path: str) -> str | None:
@@ -230,6 +242,11 @@ def bring_to_state(module: AnsibleModule, wanted: dict, diffs: list[dict]) -> bo
             }
         )
         if not module.check_mode:
+            # The record goes first: without the file it is harmless, the file without it would stay for ever.
+            record = Record(module.params["record"])
+            mode = os.stat(path).st_mode & 0o7777 if before is not None else 0
+            record.file(path, module.params["part"], before, mode, after)
+            record.save()
             if before is not None and module.params["backup"]:
                 module.backup_local(path)
             if after is None:
@@ -309,6 +326,8 @@ def main() -> None:
                     "when_changed": {"type": "list", "elements": "path", "required": True},
                 },
             },
+            "part": {"type": "str", "choices": ["provisioning", "services"], "default": "provisioning"},
+            "record": {"type": "path", "default": "/var/lib/blackwell-serving/put_there.json"},
             "backup": {"type": "bool", "default": False},
             "proxy": {"type": "dict", "default": {}, "no_log": True},
         },

@@ -5,6 +5,7 @@ import errno
 import pytest
 from ansible_collections.blackwell.serving.plugins.module_utils.stack_docker import DockerProblem
 from ansible_collections.blackwell.serving.plugins.module_utils.stack_releases import FAILED, Release
+from ansible_collections.blackwell.serving.plugins.module_utils.stack_steps import Step
 from ansible_collections.blackwell.serving.plugins.modules import compose_stack
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -105,3 +106,56 @@ def test_where_the_current_release_itself_fails_the_way_back_is_named(stack):
     result = failure.value.args[0]
     assert f"rollback.yml goes back to {stack.first}" in result["msg"]
     assert not result["rolled_back"]
+
+
+def container(name, status):
+    labels = {"com.docker.compose.project": "serving", "com.docker.compose.service": name}
+    return {"Id": name, "Name": f"/{name}", "Config": {"Labels": labels}, "State": {"Status": status}}
+
+
+@pytest.fixture
+def module(stack, monkeypatch):
+    """The stack's module, as it stops and starts; `stopped` are the containers that it stopped."""
+    monkeypatch.setattr(compose_stack, "need_docker", lambda *_: None)
+    monkeypatch.setattr(compose_stack, "need_python_on_whales", lambda *_: None)
+    module = stack.module
+    module.check_mode = False
+    module.params |= {"lock_timeout": 0, "venv": ""}
+    module.stopped = []
+    stack.docker.stop = module.stopped.extend
+    stack.docker.containers = lambda: [
+        container("qwen", "running"),
+        container("yi", "restarting"),
+        container("old", "exited"),
+        {**container("others", "running"), "Config": {"Labels": {"com.docker.compose.project": "others"}}},
+    ]
+    return module
+
+
+def test_what_runs_or_would_again_is_stopped_and_nothing_of_others(module, stack):
+    module.check_mode = True
+    assert compose_stack.run_stopped(module, stack)["changed"]
+    assert module.stopped == []
+    module.check_mode = False
+    assert compose_stack.run_stopped(module, stack)["changed"]
+    assert module.stopped == ["qwen", "yi"]
+    stack.docker.containers = lambda: [container("qwen", "exited")]
+    assert not compose_stack.run_stopped(module, stack)["changed"]
+
+
+def test_the_release_that_serves_is_started_where_something_of_it_does_not_run(module, stack):
+    assert not compose_stack.run_started(module, stack)["differs"]
+    assert stack.brought == []
+    stack.steps = lambda release: [] if stack.brought else [Step("qwen", "start", "it has exited")]
+    module.check_mode = True
+    assert compose_stack.run_started(module, stack)["differs"]
+    assert stack.brought == []
+    module.check_mode = False
+    result = compose_stack.run_started(module, stack)
+    assert stack.brought == [stack.first]
+    assert (result["release"], result["services"]) == (stack.first, [])
+
+
+def test_where_no_release_serves_there_is_nothing_to_start(module, stack):
+    stack.releases.forget_all()
+    assert compose_stack.run_started(module, stack) == {"changed": False, "differs": False, "steps": [], "services": []}

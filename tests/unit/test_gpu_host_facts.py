@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 from ansible_collections.blackwell.serving.plugins.module_utils.host_facts import docker, nvidia, system
+from ansible_collections.blackwell.serving.plugins.module_utils.host_facts.docker import container_of
 from ansible_collections.blackwell.serving.plugins.module_utils.host_facts.gather import (
     SECURE_BOOT_VARIABLE,
     SHIM_VARIABLE,
@@ -61,7 +62,9 @@ def test_recorded_h200(h200_host):
     assert (gpu["memory_total_mib"], gpu["memory_reserved_mib"], gpu["memory_used_mib"]) == (143771, 616, 0)
     assert gpu["power_limit_watt"] == 700.0
     assert gpu["mig_mode"] == "Disabled"
-    assert facts["gpu_processes"] == [{"gpu_uuid": gpu["uuid"], "pid": 550, "name": "python3", "used_memory_mib": 1634}]
+    assert facts["gpu_processes"] == [
+        {"gpu_uuid": gpu["uuid"], "pid": 550, "name": "python3", "used_memory_mib": 1634, "container": None}
+    ]
     assert facts["nvidia_smi_error"] is None
     assert facts["cuda"] == [
         {"version": "13.0", "path": "/usr/local/cuda-13.0", "nvcc": "/usr/local/cuda-13.0/bin/nvcc", "default": True}
@@ -425,3 +428,18 @@ def test_documentation_names_every_fact(fake_host, run_tool):
     documented = json.loads(shown.stdout)["blackwell.serving.gpu_host_facts"]["return"]
     contents = documented["ansible_facts"]["contains"]["gpu_host"]["contains"]
     assert contents.keys() == gather(fake_host()).keys()
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "container"),
+    [
+        ("0::/system.slice/docker-{0}.scope\n", True),  # cgroup v2 under systemd
+        ("11:devices:/docker/{0}\n0::/\n", True),  # cgroupfs
+        ("0::/docker/{1}/docker/{0}\n", True),  # Docker in Docker: the inner one is this host's
+        ("0::/user.slice/user-1000.slice/session-3.scope\n", False),
+        ("0::/machine.slice/libpod-{0}.scope\n", False),  # Podman's
+        ("", False),
+    ],
+)
+def test_the_container_of_a_process_is_in_its_cgroup(cgroup, container):
+    assert container_of(cgroup.format("a" * 64, "b" * 64)) == ("a" * 64 if container else None)

@@ -54,6 +54,12 @@ def _asks_for_gpu(request: Mapping[str, Any]) -> bool:
     return request.get("Driver") == "nvidia" or any("gpu" in options for options in request.get("Capabilities") or [])
 
 
+def container_of(cgroup: str) -> str | None:
+    """Id of the Docker container that a process is in, from its /proc/<pid>/cgroup; None where it is in none."""
+    found = re.findall(r"docker[-/]([0-9a-f]{64})", cgroup)
+    return found[-1] if found else None
+
+
 def gpu_containers(containers: Sequence[Mapping[str, Any] | None]) -> list[dict[str, Any]]:
     """Id, name and Compose project of those that hold a GPU."""
     return [

@@ -137,9 +137,16 @@ def _gpus(host: Host, outputs: Mapping[str, Output]) -> dict[str, Any]:
     failed = answer.status != 0
     return {
         "gpus": [] if failed else nvidia.gpus(answer.stdout, fields),
-        "gpu_processes": [] if failed else nvidia.processes(outputs["processes"].stdout),
+        "gpu_processes": [] if failed else _processes(host, outputs["processes"].stdout),
         "nvidia_smi_error": (answer.stdout + answer.stderr).strip() if failed else None,
     }
+
+
+def _processes(host: Host, text: str) -> list[dict[str, Any]]:
+    found = nvidia.processes(text)
+    for process in found:
+        process["container"] = docker.container_of(host.read(f"/proc/{process['pid']}/cgroup") or "")
+    return found
 
 
 def _docker(
