@@ -6,8 +6,11 @@ Python 3.9 or newer.
 
 from __future__ import annotations
 
+import glob
 import json
+import os
 import re
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -27,6 +30,24 @@ _TIMED = re.compile(r"^(\d{4}-\d\d-\d\dT\S+Z) ?(.*)$")
 
 class DockerProblem(Exception):
     """Docker did not do what it was told; the message holds its own words."""
+
+
+def find_python_on_whales(venv: str) -> str:
+    """Make it importable from its environment, which has to be of the Python that runs this; else why it is not.
+
+    Not by Ansible's respawn_module: that writes all parameters into a pipe that nobody reads yet, and waits forever
+    where they are larger than the pipe (64 KiB on Linux).
+    """
+    release = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    sys.path[:0] = glob.glob(os.path.join(venv, "lib", release, "site-packages"))
+    try:
+        import python_on_whales  # noqa: F401
+    except ImportError as problem:
+        return (
+            f"{venv} has no python-on-whales for {release}, which changes to the stack need ({problem}): run "
+            "playbooks/provision.yml. Nothing was changed."
+        )
+    return ""
 
 
 class StackDocker:
@@ -125,6 +146,21 @@ class StackDocker:
     def down(self, volumes: bool) -> None:
         """Remove the project's network, and its volumes where asked."""
         self._do(lambda: self.compose([]).compose.down(volumes=volumes, quiet=True))
+
+    def up(self, files: Sequence[str], timeout: int) -> None:
+        """Bring the whole project to its file, and wait until all of it runs and is healthy."""
+        self._do(
+            lambda: self.compose(files).compose.up(
+                detach=True, remove_orphans=True, quiet=True, pull="never", wait=True, wait_timeout=timeout
+            )
+        )
+
+    def execute(self, identity: str, command: Sequence[str]) -> None:
+        """Run a command in a container; DockerProblem with its own words where its status is not 0."""
+        self._do(lambda: self.compose([]).container.execute(identity, list(command)))
+
+    def signal(self, identity: str, name: str) -> None:
+        self._do(lambda: self.compose([]).container.kill(identity, signal=name))
 
     def pull(self, reference: str) -> None:
         self._do(lambda: self.compose([]).image.pull(reference, quiet=True))

@@ -126,15 +126,17 @@ rolled_back:
 
 import contextlib
 import functools
-import glob
 import json
 import os
-import sys
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.blackwell.serving.plugins.module_utils.diagnosis import signatures
 from ansible_collections.blackwell.serving.plugins.module_utils.host_facts.host import Host
-from ansible_collections.blackwell.serving.plugins.module_utils.stack_docker import DockerProblem, StackDocker
+from ansible_collections.blackwell.serving.plugins.module_utils.stack_docker import (
+    DockerProblem,
+    StackDocker,
+    find_python_on_whales,
+)
 from ansible_collections.blackwell.serving.plugins.module_utils.stack_releases import (
     FAILED,
     Locked,
@@ -305,20 +307,9 @@ def note(path: str, text: str) -> None:
 
 
 def need_python_on_whales(module: AnsibleModule) -> None:
-    """Import it from its environment, which has to be of the Python that runs this.
-
-    Not by Ansible's respawn_module: that writes all parameters into a pipe that nobody reads yet, and waits forever
-    where they are larger than the pipe (64 KiB on Linux).
-    """
-    release = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    sys.path[:0] = glob.glob(os.path.join(module.params["venv"], "lib", release, "site-packages"))
-    try:
-        import python_on_whales  # noqa: F401
-    except ImportError as problem:
-        module.fail_json(
-            msg=f"{module.params['venv']} has no python-on-whales for {release}, which changes to the stack need "
-            f"({problem}): run playbooks/provision.yml. Nothing was changed."
-        )
+    problem = find_python_on_whales(module.params["venv"])
+    if problem:
+        module.fail_json(msg=problem)
 
 
 def need_docker(module: AnsibleModule, stack: Stack) -> None:
