@@ -32,8 +32,8 @@ class DockerProblem(Exception):
     """Docker did not do what it was told; the message holds its own words."""
 
 
-def find_python_on_whales(venv: str) -> str:
-    """Make it importable from its environment, which has to be of the Python that runs this; else why it is not.
+def load_python_on_whales(venv: str) -> None:
+    """Make it importable from its environment, which has to be of the Python that runs this; else DockerProblem.
 
     Not by Ansible's respawn_module: that writes all parameters into a pipe that nobody reads yet, and waits forever
     where they are larger than the pipe (64 KiB on Linux).
@@ -43,11 +43,10 @@ def find_python_on_whales(venv: str) -> str:
     try:
         import python_on_whales  # noqa: F401
     except ImportError as problem:
-        return (
-            f"{venv} has no python-on-whales for {release}, which changes to the stack need ({problem}): run "
+        raise DockerProblem(
+            f"{venv} has no python-on-whales for {release}, which changes need ({problem}): run "
             "playbooks/provision.yml. Nothing was changed."
-        )
-    return ""
+        ) from None
 
 
 class StackDocker:

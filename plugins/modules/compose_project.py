@@ -214,7 +214,7 @@ from ansible_collections.blackwell.serving.plugins.module_utils.host_facts.host 
 from ansible_collections.blackwell.serving.plugins.module_utils.stack_docker import (
     DockerProblem,
     StackDocker,
-    find_python_on_whales,
+    load_python_on_whales,
 )
 from ansible_collections.blackwell.serving.plugins.module_utils.stack_releases import Locked, Releases
 from ansible_collections.blackwell.serving.plugins.module_utils.stack_steps import containers_of
@@ -353,9 +353,7 @@ def result_of(change: Change) -> dict:
 def need_docker(module: AnsibleModule, docker: StackDocker) -> None:
     if not docker.answers():
         module.fail_json(msg="No Docker engine answers: run playbooks/provision.yml. Nothing was changed.")
-    problem = find_python_on_whales(module.params["venv"])
-    if problem:
-        module.fail_json(msg=problem)
+    load_python_on_whales(module.params["venv"])
 
 
 def run_present(module: AnsibleModule, docker: StackDocker, lock: Releases) -> dict:
@@ -449,7 +447,7 @@ def main() -> None:
     except Locked as holder:
         module.fail_json(msg=f"Another run is still at it: {holder}. Nothing was changed.")
     except DockerProblem as problem:
-        module.fail_json(msg=f"{problem}. Nothing was changed.")
+        module.fail_json(msg=str(problem))
     module.exit_json(**result)
 
 

@@ -113,7 +113,7 @@ def host(tmp_path, monkeypatch):
 
             module.fail_json = fail_json
             monkeypatch.setattr(module_file, "project_of", lambda parameters: wanted)
-            monkeypatch.setattr(module_file, "find_python_on_whales", lambda venv: "")
+            monkeypatch.setattr(module_file, "load_python_on_whales", lambda venv: None)
             monkeypatch.setattr(module_file, "SETTLED_SECONDS", 0)
             return module_file.run_present(module, self.docker, Releases(str(self.directory)))
 
