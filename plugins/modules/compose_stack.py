@@ -17,7 +17,8 @@ description:
     message holds the cause and the remedy from O(signatures), its last lines and the memory of the GPUs. Then the
     release that served before comes back, and the module fails with RV(rolled_back=true).
   - Each deployment is a directory below C(releases), and C(current) leads to the one that serves. Five are kept. The
-    directory's C(deploy.log) can be followed while a deployment runs. C(plan.prom) is the plan as series for Prometheus.
+    directory's C(deploy.log) can be followed while a deployment runs, and C(plan.prom) has
+    the plan as series for Prometheus.
   - Two deployments never run at the same time. One that was interrupted is finished by the next one. A Docker engine
     that starts anew meanwhile is waited for.
   - A container name or a port that a container of others has is refused before anything stops.
