@@ -7,35 +7,43 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 DATA_SOURCE = {"type": "prometheus", "uid": "blackwell-prometheus"}
 ROW_HEIGHT = {"stat": 4}
 PANEL_HEIGHT, DASHBOARD_WIDTH = 8, 24
-LOOPBACK = ("127.0.0.1", "::1", "localhost", "")
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+DEFAULT_PORTS = {"node": 9100, "gpu": 9835}
 
 
 class MonitoringError(Exception):
     """What a declaration asks for and cannot have; the message says what to do."""
 
 
-def targets(
-    hosts: Mapping[str, Mapping[str, Any]], monitor: str, ports: Mapping[str, int]
-) -> dict[str, list[dict[str, Any]]]:
+def gpu_exporter(facts: Mapping[str, Any]) -> str:
+    """The exporter for this host's GPUs: DCGM supports data centre cards in full, other cards in part."""
+    names = [gpu["name"] for gpu in facts["gpus"]]
+    if not names:
+        return "none" if not facts["pci"] else "nvidia_gpu_exporter"
+    return "nvidia_gpu_exporter" if any(re.search(r"GeForce|RTX|GB10", name) for name in names) else "dcgm"
+
+
+def targets(hosts: Mapping[str, Mapping[str, Any]], monitor: str) -> dict[str, list[dict[str, Any]]]:
     """Targets of Prometheus on `monitor`, by job.
 
-    `hosts`: by name {address, services: [{name, engine, port, bind_address}]}; `ports`: of the exporters, by job.
+    `hosts`: by name {address, services: [{name, engine, port, bind_address}], ports: {job: port} of its exporters}.
     Raises MonitoringError for a host that listens on its own loopback address alone.
     """
-    found: dict[str, list[dict[str, Any]]] = {"engines": [], **{job: [] for job in ports}}
+    found: dict[str, list[dict[str, Any]]] = {"engines": [], "node": [], "gpu": []}
     unreachable = []
     for host, known in sorted(hosts.items()):
         address = known["address"] or "127.0.0.1"
         if address in LOOPBACK and host != monitor:
             unreachable.append(host)
             continue
-        for job, port in ports.items():
+        for job, port in known["ports"].items():
             found[job].append({"targets": [_joined(address, port)], "labels": {"host": host}})
         for service in known["services"]:
             labels = {"host": host, "service": service["name"], "engine": service["engine"]}
