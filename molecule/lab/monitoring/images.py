@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Put the images of monitoring into the lab's registry, under the names of catalog/monitoring.yml; print their digests.
 
-Prometheus, Alertmanager and node_exporter are Debian's. The GPU exporter and Grafana are stand-ins: no package repository
-has either of them.
+Prometheus, Alertmanager and node_exporter are Debian's. The GPU exporter and Grafana are stand-ins: no package
+repository has either of them.
 """
 
 import json
@@ -19,18 +19,18 @@ import lab  # noqa: E402
 
 DEBIAN = {
     "prometheus": {
-        "package": "prometheus",
-        "programs": {"/usr/bin/prometheus": "/bin/prometheus", "/usr/bin/promtool": "/bin/promtool"},
+        "packages": ["prometheus", "promtool"],
+        "programs": {"/usr/bin/prometheus": "/usr/bin/prometheus", "/usr/bin/promtool": "/usr/bin/promtool"},
         "data": "/prometheus",
     },
     "alertmanager": {
-        "package": "prometheus-alertmanager",
-        "programs": {"/usr/bin/prometheus-alertmanager": "/bin/alertmanager", "/usr/bin/amtool": "/bin/amtool"},
+        "packages": ["prometheus-alertmanager"],
+        "programs": {"/usr/bin/prometheus-alertmanager": "/usr/bin/alertmanager", "/usr/bin/amtool": "/usr/bin/amtool"},
         "data": "/alertmanager",
     },
     "node_exporter": {
-        "package": "prometheus-node-exporter",
-        "programs": {"/usr/bin/prometheus-node-exporter": "/bin/node_exporter"},
+        "packages": ["prometheus-node-exporter"],
+        "programs": {"/usr/bin/prometheus-node-exporter": "/usr/bin/node_exporter"},
         "data": "/unused",
     },
 }
@@ -42,7 +42,8 @@ STAND_INS = {
 
 def packages() -> dict[str, Path]:
     """Debian's packages, fetched once."""
-    folder, names = lab.CACHE / "monitoring-packages", [entry["package"] for entry in DEBIAN.values()]
+    folder = lab.CACHE / "monitoring-packages"
+    names = [name for entry in DEBIAN.values() for name in entry["packages"]]
     if not all(list(folder.glob(f"{name}_*.deb")) for name in names):
         lab.note(f"Fetching Debian's packages {', '.join(names)}")
         folder.mkdir(parents=True, exist_ok=True)
@@ -51,21 +52,19 @@ def packages() -> dict[str, Path]:
     return {name: next(folder.glob(f"{name}_*.deb")) for name in names}
 
 
-def build(key: str, package: Path | None) -> str:
+def build(key: str, packages: list[Path]) -> str:
     """Build the image of a key of the catalogue; returns its id."""
-    image, base = (
-        f"{lab.NETWORK}-monitoring:{key}",
-        lab.docker("image", "inspect", "--format", "{{.Id}}", "blackwell-lab-python:trixie").strip(),
-    )
-    if package:
+    image, base = f"{lab.NETWORK}-monitoring:{key}", identity("blackwell-lab-python:trixie")
+    if packages:
         entry, recipe = DEBIAN[key], "monitoring/program.Dockerfile"
         words = " ".join(f"{source}={target}" for source, target in entry["programs"].items())
         arguments = {"PROGRAMS": words, "DATA": entry["data"], "ENTRY": next(iter(entry["programs"].values()))}
-        content = [package.name, (HERE / "pick").read_bytes()]
+        content = [*[package.name for package in packages], (HERE / "pick").read_bytes()]
 
         def fill(context: Path) -> None:
             (context / "packages").mkdir()
-            shutil.copy(package, context / "packages")
+            for package in packages:
+                shutil.copy(package, context / "packages")
             shutil.copy(HERE / "pick", context)
     else:
         entry, recipe = STAND_INS[key], "monitoring/stand_in.Dockerfile"
@@ -90,8 +89,8 @@ def main() -> None:
         lab.ensure_network()
         lab.ensure_registry()
         debs = packages()
-        images = {key: build(key, debs[entry["package"]]) for key, entry in DEBIAN.items()}
-        images |= {key: build(key, None) for key in STAND_INS}
+        images = {key: build(key, [debs[name] for name in entry["packages"]]) for key, entry in DEBIAN.items()}
+        images |= {key: build(key, []) for key in STAND_INS}
         print(json.dumps({key: lab.push(entries[key]["reference"], image) for key, image in images.items()}, indent=2))
 
 
