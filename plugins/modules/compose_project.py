@@ -253,7 +253,7 @@ class Runner:
             self.reload(change)
         except (DockerProblem, OSError) as problem:
             put_back(self.directory, before)
-            raise Undone(str(problem), self.come_back(state) if moves else True) from problem
+            raise Undone(str(problem), self.come_back(state) if moves else "") from problem
         paths = [file.path for file in self.project.files]
         write_state(self.directory, State(paths, loaded_now(self.project), with_files(self.project)))
 
@@ -309,23 +309,24 @@ class Runner:
             if reload.signal:
                 self.docker.signal(identities[reload.service], reload.signal)
 
-    def come_back(self, state: State) -> bool:
-        """Run what ran before; whether that worked, or there was nothing."""
-        if state.definition is None:
-            return False
+    def come_back(self, state: State) -> str:
+        """Run what ran before; empty where that worked, else how things are now."""
         try:
+            if state.definition is None:
+                self.docker.remove([box.id for box in self.containers()])
+                return "Nothing ran before, and nothing is left running."
             self.docker.up(self.compose_files, self.module.params["wait_timeout"])
-        except DockerProblem:
-            return False
-        return True
+        except DockerProblem as problem:
+            return f"What ran before did not come back: {problem}"
+        return ""
 
 
 class Undone(Exception):
-    """What failed, and whether everything is as it was."""
+    """What failed; `left` says how things are now, and is empty where they are as before."""
 
-    def __init__(self, reason: str, as_before: bool) -> None:
+    def __init__(self, reason: str, left: str) -> None:
         super().__init__(reason)
-        self.as_before = as_before
+        self.left = left
 
 
 def project_of(parameters: dict) -> Project:
@@ -372,10 +373,8 @@ def run_present(module: AnsibleModule, docker: StackDocker, lock: Releases) -> d
         try:
             runner.apply(runner.change())
         except Undone as problem:
-            back = (
-                "What ran before runs again." if problem.as_before else "Nothing ran before, or it did not come back."
-            )
-            module.fail_json(msg=f"{problem}\n{back}", changed=not problem.as_before, rolled_back=problem.as_before)
+            left = problem.left or "What ran before runs."
+            module.fail_json(msg=f"{problem}\n{left}", changed=bool(problem.left), rolled_back=not problem.left)
     return result
 
 

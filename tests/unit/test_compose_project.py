@@ -192,6 +192,15 @@ def test_a_service_that_does_not_come_up_gives_way_to_what_ran_before(host):
     assert host.text("web/start.env") == "b"
 
 
+def test_a_first_run_that_does_not_come_up_leaves_nothing_behind(host):
+    host.docker.refuses.add("up")
+    with pytest.raises(Failed) as failure:
+        host.run(project())
+    assert "nothing is left running" in failure.value.args[0]["msg"]
+    assert host.docker.containers() == []
+    assert not (host.directory / "secrets/password").exists()
+
+
 def test_what_is_not_wanted_any_more_goes(host):
     host.run(project())
     smaller = {"services": {"web": DEFINITION["services"]["web"]}}
