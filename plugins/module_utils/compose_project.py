@@ -206,7 +206,7 @@ def content_of(directory: str, path: str) -> str | None:
 def write(directory: str, file: File) -> None:
     """In one step; a reader sees the old or the new file, and nobody a secret in between."""
     path = os.path.join(directory, file.path)
-    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+    _make_directory(os.path.dirname(path))
     handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".")
     try:
         with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
@@ -221,6 +221,14 @@ def write(directory: str, file: File) -> None:
         if os.path.exists(temporary):
             os.unlink(temporary)
         raise
+
+
+def _make_directory(path: str) -> None:
+    """With those above it; containers of any user may enter, whatever the umask is."""
+    if not os.path.isdir(path):
+        _make_directory(os.path.dirname(path))
+        os.mkdir(path)
+        os.chmod(path, 0o755)
 
 
 def kept(directory: str, paths: Iterable[str]) -> list[tuple[str, File | None]]:

@@ -4,6 +4,7 @@ molecule/monitoring has a real one.
 """
 
 import json
+import os
 
 import pytest
 from ansible_collections.blackwell.serving.plugins.module_utils import compose_project as logic
@@ -215,6 +216,16 @@ def test_a_run_that_was_cut_off_before_the_files_were_read_is_finished_by_the_ne
     result = host.run(with_content("web/main.conf", "c"))
     assert result["files"] == []
     assert host.docker.done == ["web -t", "HUP to web"]
+
+
+def test_containers_may_enter_directories_whatever_the_umask_is(host):
+    before = os.umask(0o077)
+    try:
+        host.run(project())
+    finally:
+        os.umask(before)
+    assert (host.directory / "web").stat().st_mode & 0o777 == 0o755
+    assert (host.directory / "web/main.conf").stat().st_mode & 0o777 == 0o644
 
 
 def test_permissions_changed_by_hand_are_put_right(host):
