@@ -146,6 +146,21 @@ class StackDocker:
         """Remove the project's network, and its volumes where asked."""
         self._do(lambda: self.compose([]).compose.down(volumes=volumes, quiet=True))
 
+    def up(self, files: Sequence[str], timeout: int) -> None:
+        """Bring the whole project to its file, and wait until all of it runs and is healthy."""
+        self._do(
+            lambda: self.compose(files).compose.up(
+                detach=True, remove_orphans=True, quiet=True, pull="never", wait=True, wait_timeout=timeout
+            )
+        )
+
+    def execute(self, identity: str, command: Sequence[str]) -> None:
+        """Run a command in a container; DockerProblem with its own words where its status is not 0."""
+        self._do(lambda: self.compose([]).container.execute(identity, list(command)))
+
+    def signal(self, identity: str, name: str) -> None:
+        self._do(lambda: self.compose([]).container.kill(identity, signal=name))
+
     def pull(self, reference: str) -> None:
         self._do(lambda: self.compose([]).image.pull(reference, quiet=True))
 

@@ -39,6 +39,14 @@ class Release(NamedTuple):
     def compose_files(self) -> list[str]:
         return [os.path.join(self.path, name) for name in ("compose.yaml", "compose.override.yaml")]
 
+    def text(self, name: str) -> str | None:
+        """A file of the release; None where it has none of that name."""
+        try:
+            with open(os.path.join(self.path, name), encoding="utf-8") as stream:
+                return stream.read()
+        except FileNotFoundError:
+            return None
+
 
 class Locked(Exception):
     """Somebody else changes the stack; the message says who."""

@@ -17,7 +17,8 @@ description:
     message holds the cause and the remedy from O(signatures), its last lines and the memory of the GPUs. Then the
     release that served before comes back, and the module fails with RV(rolled_back=true).
   - Each deployment is a directory below C(releases), and C(current) leads to the one that serves. Five are kept. The
-    directory's C(deploy.log) can be followed while a deployment runs.
+    directory's C(deploy.log) can be followed while a deployment runs, and C(plan.prom) has
+    the plan as series for Prometheus.
   - Two deployments never run at the same time. One that was interrupted is finished by the next one. A Docker engine
     that starts anew meanwhile is waited for.
   - A container name or a port that a container of others has is refused before anything stops.
@@ -141,6 +142,7 @@ import json
 import os
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.blackwell.serving.plugins.module_utils import stack_metrics
 from ansible_collections.blackwell.serving.plugins.module_utils.diagnosis import signatures
 from ansible_collections.blackwell.serving.plugins.module_utils.host_facts.host import Host
 from ansible_collections.blackwell.serving.plugins.module_utils.stack_docker import (
@@ -219,15 +221,16 @@ class Stack:
             "compose.yaml": self.module.params["compose"],
             "compose.override.yaml": labels_file(release.definition),
             "plan.json": json.dumps(release.plan, indent=2, ensure_ascii=False) + "\n",
+            stack_metrics.FILE: stack_metrics.plan_metrics(release.plan),
         }
 
     def is_current(self, release: Release) -> bool:
-        """Whether the deployed release has the same plan and the same file."""
+        """Whether the deployed release has the same plan and the same files."""
         current = self.releases.current()
         if current is None or current.plan != release.plan:
             return False
-        with open(current.compose_files[0], encoding="utf-8") as stream:
-            return stream.read() == self.module.params["compose"]
+        wanted = self.files(release)
+        return all(current.text(name) == wanted[name] for name in ("compose.yaml", stack_metrics.FILE))
 
     def refuse_conflicts(self, release: Release) -> None:
         """Before anything is stopped: what Docker would refuse only afterwards."""

@@ -28,7 +28,7 @@ def _scalar(value: Any) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _templates() -> jinja2.Environment:
+def templates() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(COLLECTION_ROOT / "templates"),
         autoescape=lambda name: bool(name) and name.endswith(".html.j2"),
@@ -51,10 +51,10 @@ def render(plan: Mapping[str, Any]) -> dict[str, str]:
     """File name -> content. A plan that does not fit has only its plan.json."""
     files = {PLAN_FILE: json.dumps(plan, indent=2, ensure_ascii=False) + "\n"}
     if plan["verdict"] == "fits":
-        templates = _templates()
-        files["compose.yaml"] = templates.get_template("compose.yaml.j2").render(plan=plan)
+        environment = templates()
+        files["compose.yaml"] = environment.get_template("compose.yaml.j2").render(plan=plan)
         files["plan.txt"] = plan_text(plan)
-        files["report.html"] = templates.get_template("report.html.j2").render(plan=plan, report=report_view(plan))
+        files["report.html"] = environment.get_template("report.html.j2").render(plan=plan, report=report_view(plan))
     return files
 
 

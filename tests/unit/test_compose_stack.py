@@ -34,7 +34,7 @@ def stack(tmp_path):
     stack.steps = lambda release: []
     stack.bring = lambda release, steps: stack.brought.append(release.name) or []
     with stack.releases.locked(0):
-        stack.deploy(Release("", "", {"services": {}}, {"services": [], "number": 1}), new=True)
+        stack.deploy(Release("", "", {"services": {}}, {"services": [], "gpus": [], "number": 1}), new=True)
     stack.first = stack.releases.current().name
     stack.brought.clear()
     return stack
@@ -42,7 +42,7 @@ def stack(tmp_path):
 
 def deploy(stack):
     with pytest.raises(Failed) as failure, stack.releases.locked(0):
-        stack.deploy(Release("", "", {"services": {}}, {"services": [], "number": 2}), new=True)
+        stack.deploy(Release("", "", {"services": {}}, {"services": [], "gpus": [], "number": 2}), new=True)
     return failure.value.args[0]
 
 
@@ -99,7 +99,7 @@ def test_a_lock_is_taken_on_a_full_disk(stack, monkeypatch):
 
 def test_where_the_current_release_itself_fails_the_way_back_is_named(stack):
     with stack.releases.locked(0):
-        stack.deploy(Release("", "", {"services": {}}, {"services": [], "number": 2}), new=True)
+        stack.deploy(Release("", "", {"services": {}}, {"services": [], "gpus": [], "number": 2}), new=True)
     stack.bring = fails_with(DockerProblem("it does not start"))
     with pytest.raises(Failed) as failure:
         stack.deploy(stack.releases.current(), new=False)

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from . import machine
 from .engine import FINGERPRINT, Engine, EngineDead, Refused
 from .ledger import GIB
+from .timings import Timings
 from .vllm_engine import BLOCK
 
 OPEN = ("/health", "/metrics", "/ping", "/version", "/load")
@@ -26,6 +27,7 @@ class Server(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     engine: Engine
+    timings: Timings
 
     def log_message(self, *_) -> None:
         pass
@@ -99,7 +101,7 @@ class Handler(BaseHTTPRequestHandler):
         if name != engine.served and engine.engine == "vllm":
             raise Refused(404, "NotFoundError", f"The model `{name}` does not exist.")
         limit = body.get("max_completion_tokens") or body.get("max_tokens") or (None if chat else 16)
-        generation = engine.generate(prompt, limit, bool(body.get("ignore_eos")))
+        generation = self.timings.timed(engine.generate(prompt, limit, bool(body.get("ignore_eos"))))
         work = next(generation)
         head = {
             "id": f"{prefix}-{work.identity}",
@@ -270,12 +272,14 @@ class Handler(BaseHTTPRequestHandler):
         self.send_json(sglang if self.engine.engine == "sglang" else {"error": error}, problem.status)
 
     def send_metrics(self, metrics: dict[str, float], more: str = "") -> None:
-        label = f'{{model_name="{self.engine.served}"}}'
+        own = 'tp_rank="0",pp_rank="0"' if self.engine.engine == "sglang" else 'engine="0"'
+        labels = f'model_name="{self.engine.served}",{own}'
         lines = [
-            f"# HELP {name} simulated\n# TYPE {name} {metric_type(name)}\n{name}{label} {value}\n"
+            f"# HELP {name} simulated\n# TYPE {name} {metric_type(name)}\n{name}{{{labels}}} {value}\n"
             for name, value in metrics.items()
         ]
-        self.send_bytes("".join([*lines, more]).encode(), "text/plain; version=0.0.4; charset=utf-8")
+        histograms = self.timings.text(self.engine.engine, labels)
+        self.send_bytes("".join([*lines, histograms, more]).encode(), "text/plain; version=0.0.4; charset=utf-8")
 
 
 def metric_type(name: str) -> str:
@@ -300,6 +304,7 @@ def sglang_metrics(engine: Engine) -> dict[str, float]:
         "sglang:prompt_tokens_total": engine.totals["prompt"],
         "sglang:generation_tokens_total": engine.totals["generated"],
         "sglang:num_requests_total": engine.totals["requests"],
+        "sglang:num_retracted_requests_total": 0,
         "sglang:weight_memory_usage_gb": parts["weights"] / GIB,
         "sglang:kv_cache_memory_usage_gb": parts["kv"] / GIB,
         "sglang:graph_memory_usage_gb": sum(engine.graph_usage().values()),
@@ -316,6 +321,7 @@ def vllm_metrics(engine: Engine) -> dict[str, float]:
         "vllm:prompt_tokens_total": engine.totals["prompt"],
         "vllm:generation_tokens_total": engine.totals["generated"],
         "vllm:request_success_total": engine.totals["requests"],
+        "vllm:num_preemptions_total": 0,
     }
 
 
@@ -330,7 +336,7 @@ def serve(engine: Engine) -> None:
     """Start the engine, then answer until it ends."""
     engine.start()
     host = engine.words.get("host") or ("127.0.0.1" if engine.engine == "sglang" else "0.0.0.0")
-    handler = type("EngineHandler", (Handler,), {"engine": engine})
+    handler = type("EngineHandler", (Handler,), {"engine": engine, "timings": Timings()})
     try:
         server = Server((host, engine.port), handler)
     except OSError as problem:
