@@ -25,8 +25,12 @@ ARGUMENTS = {
     "project_name": {"type": "str", "default": "serving"},
     "image_locks": {"type": "dict", "default": {}},
     "models_offline": {"type": "bool", "default": False},
+    "tuned": {"type": "raw", "default": {}},
 }
-DECLARED = ("mode", "gpus", "services", "bind_address", "gpu_request", "project_name", "image_locks", "models_offline")
+DECLARED = (
+    *("mode", "gpus", "services", "bind_address", "gpu_request", "project_name", "image_locks", "models_offline"),
+    "tuned",
+)
 
 
 class ActionModule(ActionBase):

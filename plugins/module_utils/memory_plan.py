@@ -15,6 +15,7 @@ from .placement import Laws, Placed, hand_out, pinned_tokens, place, shortfall
 from .plan_error import PlanError, PlanErrors
 from .remedies import remedies_for
 from .service_spec import service_spec
+from .tuned_services import with_tuned
 from .units import GIB, gib
 
 SCHEMA = 1
@@ -28,7 +29,7 @@ def plan_host(
     generated_by: str = "blackwell.serving",
 ) -> dict[str, Any]:
     """The plan (``plan.json``) for a declaration with the keys ``mode``, ``gpus``, ``services``, ``bind_address``,
-    ``gpu_request``, ``project_name``, ``image_locks``, ``models_offline``. Never raises for a bad declaration: the
+    ``gpu_request``, ``project_name``, ``image_locks``, ``models_offline``, ``tuned``. Never raises for a bad declaration: the
     verdict and the errors say what is wrong.
     """
     plan: dict[str, Any] = {
@@ -45,14 +46,16 @@ def plan_host(
     }
     try:
         locks = _image_locks(declaration)
-        gpus = parse_gpus(declaration.get("gpus"), catalog, _first_engine(declaration.get("services"), catalog))
-        services = parse_services(declaration.get("services"), catalog, gpus)
+        declared, warnings = with_tuned(declaration.get("services"), declaration.get("tuned"), catalog)
+        gpus = parse_gpus(declaration.get("gpus"), catalog, _first_engine(declared, catalog))
+        services = parse_services(declared, catalog, gpus)
         laws = Laws(catalog)
         placed = _placed(services, gpus, laws)
     except PlanErrors as problems:
         return _refused(plan, problems.errors)
     except PlanError as problem:
         return _refused(plan, [problem])
+    plan["warnings"] += warnings
     errors = _start_in_order(placed, plan["warnings"])
     if errors:
         return _refused(plan, errors)

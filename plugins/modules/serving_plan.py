@@ -54,6 +54,10 @@ options:
     description: Whether the models are in the host's cache before the engines start, which then do not ask the Hub.
     type: bool
     default: false
+  tuned:
+    description: Options that were found by measuring, by the name of the service; see the role's C(serving_tuned).
+    type: raw
+    default: {}
 attributes:
   check_mode:
     support: full
