@@ -13,7 +13,12 @@ from ansible_collections.blackwell.serving.plugins.module_utils.plan_error impor
 from ansible_collections.blackwell.serving.plugins.module_utils.plan_text import headline, plan_text
 from ansible_collections.blackwell.serving.plugins.plugin_utils.catalog_files import load_catalog
 from ansible_collections.blackwell.serving.plugins.plugin_utils.declared_variables import unknown_variables
-from ansible_collections.blackwell.serving.plugins.plugin_utils.plan_files import current_files, render, write_files
+from ansible_collections.blackwell.serving.plugins.plugin_utils.plan_files import (
+    current_files,
+    read_benchmark,
+    render,
+    write_files,
+)
 
 ARGUMENTS = {
     "mode": {"type": "str", "choices": ["preview", "apply"], "default": "preview"},
@@ -51,7 +56,7 @@ class ActionModule(ActionBase):
         if problems:
             _refuse(plan, problems)
         directory = Path(arguments["output_dir"])
-        files, before = render(plan), current_files(directory)
+        files, before = render(plan, read_benchmark(directory)), current_files(directory)
         changed = files != before
         if changed and not self._task.check_mode:
             try:

@@ -12,12 +12,12 @@ from .plan_report import BAR_HEIGHT, BAR_TOP, ROW_PITCH
 from .stack_steps import changed_arguments
 
 SCHEMA = 1
-# title, figure, decimals, whether more is better
+# title, figure, decimals
 COLUMNS = (
-    ("tokens/s", "tokens_per_s", 1, True),
-    ("first token, ms", "first_token_ms", 1, False),
-    ("first token p99, ms", "first_token_p99_ms", 1, False),
-    ("between tokens, ms", "between_tokens_ms", 2, False),
+    ("tokens/s", "tokens_per_s", 1),
+    ("first token, ms", "first_token_ms", 1),
+    ("first token p99, ms", "first_token_p99_ms", 1),
+    ("between tokens, ms", "between_tokens_ms", 2),
 )
 TOGETHER = "all at once"
 
@@ -30,7 +30,7 @@ def record(
     generator: Mapping[str, Any],
     runs: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """`runs`: {service, load, together, seeds, rounds, medians} of each load; {service, load, problem} where it failed."""
+    """`runs`: {service, load, together, seeds, rounds, medians} of each load; `problem` where it failed."""
     return {
         "schema": SCHEMA,
         "host": host,
@@ -100,7 +100,7 @@ def _place(run: Mapping[str, Any]) -> tuple[int, bool]:
 
 
 def rows(now: Mapping[str, Any], before: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """One row for each load: {service, load, figures, before, problem, failed, requests}; `before`: those of the last."""
+    """One row for each load: {service, load, figures, before, problem}; `before`: the figures of the last record."""
     known = {
         (service["name"], *_place(run)): run.get("medians")
         for service in (before or {"services": []})["services"]
@@ -117,6 +117,10 @@ def rows(now: Mapping[str, Any], before: Mapping[str, Any] | None) -> list[dict[
         for service in now["services"]
         for run in service["runs"]
     ]
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    return [cell(row, figure, decimals) for _, figure, decimals in COLUMNS]
 
 
 def cell(row: Mapping[str, Any], figure: str, decimals: int) -> str:
@@ -143,7 +147,7 @@ def failures(row: Mapping[str, Any]) -> str:
 
 def text(now: Mapping[str, Any], before: Mapping[str, Any] | None) -> str:
     """The table for the terminal, with what to know before comparing."""
-    heads = ["service", "load", *(title for title, *_ in COLUMNS), ""]
+    heads = ["service", "load", *(title for title, _, _ in COLUMNS), ""]
     lines = [
         [
             row["service"],
@@ -186,12 +190,12 @@ def view(now: Mapping[str, Any], before: Mapping[str, Any] | None, plan: Mapping
             for service in now["services"]
             if service["name"] in planned and service["command"] != planned[service["name"]]
         ],
-        "heads": [title for title, *_ in COLUMNS],
+        "heads": [title for title, _, _ in COLUMNS],
         "lines": [
             {
                 "service": row["service"],
                 "load": row["load"],
-                "cells": [cell(row, figure, decimals) for _, figure, decimals, _ in COLUMNS],
+                "cells": _cells(row),
                 "failures": failures(row),
             }
             for row in found

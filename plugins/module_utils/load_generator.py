@@ -13,7 +13,6 @@ from typing import Any
 
 # Of the figures of a round, those of which the median of all rounds is given.
 MEDIANS = ("tokens_per_s", "first_token_ms", "first_token_p99_ms", "between_tokens_ms", "token_gap_p99_ms")
-LONGEST_INPUT, LONGEST_OUTPUT = 512, 128
 # Prompts become text and are read again by the engine, which may give more tokens than were meant.
 CONTEXT_PARTS = 4
 
@@ -32,16 +31,21 @@ def choose_generator(services: Sequence[Mapping[str, Any]], generators: Sequence
     raise GeneratorProblem(f"no load generator of the catalogue measures {', '.join(sorted(engines))}")
 
 
-def loads_of(service: Mapping[str, Any], concurrencies: Sequence[int], requests_each: int) -> list[dict[str, int]]:
-    """The loads of a service: at each concurrency that it takes, and at the highest; lengths that fit its context."""
+def loads_of(
+    service: Mapping[str, Any], concurrencies: Sequence[int], requests_each: int, input_tokens: int, output_tokens: int
+) -> list[dict[str, int]]:
+    """The loads of a service: at each concurrency that it takes, and at the highest; lengths that fit its context.
+
+    `requests_each`: requests that each of the concurrent clients sends, one after another.
+    """
     highest = int(service["max_concurrency"])
     room = int(service["context_length"]) // CONTEXT_PARTS
     return [
         {
             "concurrency": concurrency,
-            "requests": max(concurrency * requests_each, 2 * requests_each),
-            "input": min(LONGEST_INPUT, room),
-            "output": min(LONGEST_OUTPUT, room),
+            "requests": concurrency * requests_each,
+            "input": min(int(input_tokens), room),
+            "output": min(int(output_tokens), room),
         }
         for concurrency in sorted({*(at for at in map(int, concurrencies) if 1 <= at < highest), highest})
     ]

@@ -29,8 +29,8 @@ def plan_host(
     generated_by: str = "blackwell.serving",
 ) -> dict[str, Any]:
     """The plan (``plan.json``) for a declaration with the keys ``mode``, ``gpus``, ``services``, ``bind_address``,
-    ``gpu_request``, ``project_name``, ``image_locks``, ``models_offline``, ``tuned``. Never raises for a bad declaration: the
-    verdict and the errors say what is wrong.
+    ``gpu_request``, ``project_name``, ``image_locks``, ``models_offline``, ``tuned``. Never raises for a bad
+    declaration: the verdict and the errors say what is wrong.
     """
     plan: dict[str, Any] = {
         "schema": SCHEMA,

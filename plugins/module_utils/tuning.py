@@ -89,8 +89,8 @@ def decide(
     """{winner, verdicts}: the trial to keep, or None, and a sentence on each.
 
     `now` and `medians` of a trial are figures as load_generator.medians gives them, at the highest concurrency. A trial
-    without them has a `problem`. It wins if its tokens/s are more by `margin` (0.03: 3 %) at least, no request failed, and
-    the p99 of its time to first token is not longer by more than `first_token_margin`; of several, the fastest one.
+    without them has a `problem`. It wins if its tokens/s are more by `margin` (0.03: 3 %) at least, no request failed,
+    and the p99 of its time to first token is not longer by more than `first_token_margin`; of several, the fastest.
     """
     verdicts, winner = [], None
     for trial in trials:

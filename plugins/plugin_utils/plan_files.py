@@ -12,12 +12,15 @@ from typing import Any
 
 import jinja2
 import yaml
+from ansible_collections.blackwell.serving.plugins.module_utils import benchmark_results
 from ansible_collections.blackwell.serving.plugins.module_utils.plan_report import report_view
 from ansible_collections.blackwell.serving.plugins.module_utils.plan_text import plan_text
 from ansible_collections.blackwell.serving.plugins.plugin_utils.catalog_files import COLLECTION_ROOT
 
 PLAN_FILE = "plan.json"
 RENDERED_FILES = ("compose.yaml", "plan.txt", "report.html")
+# What playbooks/benchmark.yml leaves beside the plan, for the report: {measured: a record, before: the one before it}.
+BENCHMARK_FILE = "benchmark.json"
 
 
 def _scalar(value: Any) -> str:
@@ -40,14 +43,25 @@ def _templates() -> jinja2.Environment:
     return environment
 
 
-def render(plan: Mapping[str, Any]) -> dict[str, str]:
+def read_benchmark(directory: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads((directory / BENCHMARK_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def render(plan: Mapping[str, Any], benchmark: Mapping[str, Any] | None = None) -> dict[str, str]:
     """File name -> content. A plan that does not fit has only its plan.json."""
     files = {PLAN_FILE: json.dumps(plan, indent=2, ensure_ascii=False) + "\n"}
     if plan["verdict"] == "fits":
         templates = _templates()
         files["compose.yaml"] = templates.get_template("compose.yaml.j2").render(plan=plan)
         files["plan.txt"] = plan_text(plan)
-        files["report.html"] = templates.get_template("report.html.j2").render(plan=plan, report=report_view(plan))
+        files["report.html"] = templates.get_template("report.html.j2").render(
+            plan=plan,
+            report=report_view(plan),
+            benchmark=benchmark_results.view(benchmark["measured"], benchmark["before"], plan) if benchmark else None,
+        )
     return files
 
 
