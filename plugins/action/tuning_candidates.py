@@ -7,6 +7,7 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 from ansible_collections.blackwell.serving.plugins.action.serving_plan import ARGUMENTS, DECLARED
 from ansible_collections.blackwell.serving.plugins.module_utils import tuning
+from ansible_collections.blackwell.serving.plugins.module_utils.memory_plan import plan_host
 from ansible_collections.blackwell.serving.plugins.plugin_utils import benchmark_files
 from ansible_collections.blackwell.serving.plugins.plugin_utils.catalog_files import load_catalog
 from ansible_collections.blackwell.serving.plugins.plugin_utils.plan_files import render
@@ -32,6 +33,13 @@ class ActionModule(ActionBase):
         found = tuning.candidates(host, declaration, load_catalog(), benchmark_files.tuning(), arguments["service"])
         for candidate in found:
             candidate["compose"] = render(candidate["plan"])["compose.yaml"] if candidate["plan"] else ""
+        now = plan_host(host, declaration, load_catalog())
         lines = [f"{one['name']}: {one['skipped'] or 'to be tried'}" for one in found]
-        result.update(changed=False, candidates=found, text="\n".join(lines))
+        result.update(
+            changed=False,
+            candidates=found,
+            plan=now,
+            compose=render(now).get("compose.yaml", ""),
+            text="\n".join(lines),
+        )
         return result

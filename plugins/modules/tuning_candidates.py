@@ -81,6 +81,14 @@ candidates:
   returned: always
   type: list
   elements: dict
+plan:
+  description: The plan as it is, without any of them.
+  returned: always
+  type: dict
+compose:
+  description: Its C(compose.yaml).
+  returned: always
+  type: str
 text:
   description: A line on each for people.
   returned: always
