@@ -148,15 +148,7 @@ def failures(row: Mapping[str, Any]) -> str:
 def text(now: Mapping[str, Any], before: Mapping[str, Any] | None) -> str:
     """The table for the terminal, with what to know before comparing."""
     heads = ["service", "load", *(title for title, _, _ in COLUMNS), ""]
-    lines = [
-        [
-            row["service"],
-            row["load"],
-            *(cell(row, figure, decimals) for _, figure, decimals, _ in COLUMNS),
-            failures(row),
-        ]
-        for row in rows(now, before)
-    ]
+    lines = [[row["service"], row["load"], *_cells(row), failures(row)] for row in rows(now, before)]
     widths = [max(len(line[column]) for line in [heads, *lines]) for column in range(len(heads))]
     table = [
         "  ".join(
