@@ -47,6 +47,7 @@ attributes:
     description: Compares and writes nothing.
   diff_mode:
     support: none
+    description: Figures are no state of a host.
 author:
   - The blackwell.serving maintainers
 """

@@ -43,6 +43,7 @@ attributes:
     description: Measures nothing.
   diff_mode:
     support: none
+    description: Figures are no state of a host.
 author:
   - The blackwell.serving maintainers
 """

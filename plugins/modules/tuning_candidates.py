@@ -60,6 +60,7 @@ attributes:
     description: Changes nothing in any mode.
   diff_mode:
     support: none
+    description: Nothing is changed.
 author:
   - The blackwell.serving maintainers
 """
