@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .plan_report import BAR_HEIGHT, BAR_TOP, ROW_PITCH
+from .plan_report import BAR_HEIGHT, BAR_TOP, LONGEST_ROW_NAME, ROW_PITCH
 from .stack_steps import changed_arguments
 
 SCHEMA = 1
@@ -19,7 +19,6 @@ COLUMNS = (
     ("first token p99, ms", "first_token_p99_ms", 1),
     ("between tokens, ms", "between_tokens_ms", 2),
 )
-TOGETHER = "all at once"
 
 
 def record(
@@ -62,7 +61,7 @@ def unlike(now: Mapping[str, Any], before: Mapping[str, Any] | None) -> list[str
         reasons.append(f"GPUs: {', '.join(before['gpus'])} then, {', '.join(now['gpus'])} now")
     if now["driver"] != before["driver"]:
         reasons.append(f"driver: {before['driver']} then, {now['driver']} now")
-    if now["generator"] != before["generator"]:
+    if _generator(now) != _generator(before):
         reasons.append(f"load generator: {_generator(before)} then, {_generator(now)} now")
     known = {service["name"]: service for service in before["services"]}
     for service in now["services"]:
@@ -75,7 +74,7 @@ def unlike(now: Mapping[str, Any], before: Mapping[str, Any] | None) -> list[str
 
 
 def _generator(one: Mapping[str, Any]) -> str:
-    return f"{one['generator']['name']} {one['generator']['version']} of {one['generator']['image']}"
+    return f"{one['generator']['name']} {one['generator']['version']}"
 
 
 def _differences(service: Mapping[str, Any], last: Mapping[str, Any]) -> list[str]:
@@ -85,12 +84,9 @@ def _differences(service: Mapping[str, Any], last: Mapping[str, Any]) -> list[st
             found.append(f"{title} {last[key]} then, {service[key]} now")
     if service["command"] != last["command"]:
         found.append(f"flags: {', '.join(changed_arguments(last['command'], service['command']))}")
-    sizes = {
-        _place(run): (run["load"]["requests"], run["load"]["input"], run["load"]["output"]) for run in last["runs"]
-    }
+    loads = {_place(run): run["load"] for run in last["runs"]}
     for run in service["runs"]:
-        size = (run["load"]["requests"], run["load"]["input"], run["load"]["output"])
-        if sizes.get(_place(run), size) != size:
+        if loads.get(_place(run), run["load"]) != run["load"]:
             found.append(f"the load at {run['load']['concurrency']} at once has other sizes")
     return found
 
@@ -100,7 +96,10 @@ def _place(run: Mapping[str, Any]) -> tuple[int, bool]:
 
 
 def rows(now: Mapping[str, Any], before: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """One row for each load: {service, load, figures, before, problem}; `before`: the figures of the last record."""
+    """One row for each load: {service, load, figures, before, problem}; `before`: the figures of the last record.
+
+    A load is "16 at once", or "16 together" where all services were measured at the same time.
+    """
     known = {
         (service["name"], *_place(run)): run.get("medians")
         for service in (before or {"services": []})["services"]
@@ -109,7 +108,7 @@ def rows(now: Mapping[str, Any], before: Mapping[str, Any] | None) -> list[dict[
     return [
         {
             "service": service["name"],
-            "load": f"{run['load']['concurrency']} at once" + (f", {TOGETHER}" if run.get("together") else ""),
+            "load": f"{run['load']['concurrency']} {'together' if run.get('together') else 'at once'}",
             "figures": run.get("medians"),
             "before": known.get((service["name"], *_place(run))),
             "problem": run.get("problem", ""),
@@ -202,11 +201,17 @@ def _speed(figures: Mapping[str, Any] | None) -> float:
     return (figures or {}).get("tokens_per_s") or 0
 
 
+def _bar_name(row: Mapping[str, Any]) -> str:
+    room = LONGEST_ROW_NAME - len(row["load"]) - 2
+    name = row["service"]
+    return f"{name if len(name) <= room else name[: room - 1] + '…'}, {row['load']}"
+
+
 def _bar(row: Mapping[str, Any], scale: float, top: int) -> dict[str, Any]:
     speed, last = _speed(row["figures"]), _speed(row["before"])
     return {
-        "name": f"{row['service']}, {row['load']}",
-        "size": f"{speed:,.1f} tokens/s" if speed else "not measured",
+        "name": _bar_name(row),
+        "size": f"{speed:,.1f}" if speed else "–",
         "width": round(100 * speed / scale, 3),
         "before": round(100 * last / scale, 3),
         "before_title": f"{last:,.1f} tokens/s the time before",
