@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ class ActionModule(ActionBase):
             raise AnsibleActionFail(problem)
         after = before
         if tuned is not None and tuned != (held or {}):
-            after = HEADER + yaml.safe_dump({KEY: tuned}, sort_keys=False, width=110)
+            plain = json.loads(json.dumps(tuned))  # Ansible's tagged strings are none that YAML knows
+            after = HEADER + yaml.safe_dump({KEY: plain}, sort_keys=False, width=110)
         result.update(changed=after != before, path=str(path))
         if after != before and not self._task.check_mode:
             try:
