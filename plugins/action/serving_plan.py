@@ -18,7 +18,12 @@ from ansible_collections.blackwell.serving.plugins.plugin_utils.declared_variabl
     unknown_variables,
 )
 from ansible_collections.blackwell.serving.plugins.plugin_utils.named_groups import named_groups
-from ansible_collections.blackwell.serving.plugins.plugin_utils.plan_files import current_files, render, write_files
+from ansible_collections.blackwell.serving.plugins.plugin_utils.plan_files import (
+    current_files,
+    read_benchmark,
+    render,
+    write_files,
+)
 
 ARGUMENTS = {
     "mode": {"type": "str", "choices": ["preview", "apply"], "default": "preview"},
@@ -32,6 +37,7 @@ ARGUMENTS = {
     "image_locks": {"type": "dict", "default": {}},
     "models_offline": {"type": "bool", "default": False},
     "fleet_interface": {"type": "str", "default": ""},
+    "tuned": {"type": "raw", "default": {}},
 }
 DECLARED = (
     "mode",
@@ -44,6 +50,7 @@ DECLARED = (
     "image_locks",
     "models_offline",
     "fleet_interface",
+    "tuned",
 )
 
 # Ansible runs each host's task in a fork of one process, which has imported this module by then. What that process has
@@ -73,7 +80,7 @@ class ActionModule(ActionBase):
         if problems:
             _refuse(plan, problems)
         directory = Path(arguments["output_dir"])
-        files, before = render(plan), current_files(directory)
+        files, before = render(plan, read_benchmark(directory)), current_files(directory)
         changed = files != before
         if changed and not self._task.check_mode:
             try:

@@ -16,6 +16,7 @@ from .plan_error import PlanError, PlanErrors
 from .remedies import remedies_for
 from .service_overrides import with_overrides
 from .service_spec import service_spec
+from .tuned_services import with_tuned
 from .units import GIB, gib
 
 SCHEMA = 1
@@ -29,8 +30,8 @@ def plan_host(
     generated_by: str = "blackwell.serving",
 ) -> dict[str, Any]:
     """The plan (``plan.json``) for a declaration with the keys ``mode``, ``gpus``, ``services``, ``bind_address``,
-    ``service_overrides``, ``gpu_request``, ``project_name``, ``image_locks``, ``models_offline``, ``node_groups``,
-    ``fleet_interface``. Never raises for a bad declaration: the verdict and the errors say what is wrong.
+    ``service_overrides``, ``tuned``, ``gpu_request``, ``project_name``, ``image_locks``, ``models_offline``,
+    ``node_groups``, ``fleet_interface``. Never raises for a bad declaration: the verdict and the errors say what is wrong.
     """
     plan: dict[str, Any] = {
         "schema": SCHEMA,
@@ -50,6 +51,7 @@ def plan_host(
         declared = with_overrides(
             declaration.get("services"), declaration.get("service_overrides") or {}, plan["warnings"]
         )
+        declared, warnings = with_tuned(declared, declaration.get("tuned"), catalog)
         gpus = parse_gpus(declaration.get("gpus"), catalog, _first_engine(declared, catalog))
         services = parse_services(declared, catalog, gpus, _fleet(host, declaration))
         laws = Laws(catalog)
@@ -58,6 +60,7 @@ def plan_host(
         return _refused(plan, problems, gpus)
     except PlanError as problem:
         return _refused(plan, PlanErrors([problem]), gpus)
+    plan["warnings"] += warnings
     errors = _start_in_order(placed, plan["warnings"])
     if errors:
         return _refused(plan, PlanErrors(errors), gpus)

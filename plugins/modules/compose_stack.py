@@ -22,6 +22,8 @@ description:
   - Two deployments never run at the same time. One that was interrupted is finished by the next one. A Docker engine
     that starts anew meanwhile is waited for.
   - A container name or a port that a container of others has is refused before anything stops.
+  - A trial (O(trial_seconds)) runs a plan without making it the release that serves. A deployment, a rollback or a boot
+    bring that release back, and so does a timer of systemd where none of them came.
   - Changes need python-on-whales, see O(venv). Check mode needs neither that nor Docker.
 options:
   state:
@@ -67,6 +69,16 @@ options:
     description: Seconds to wait for another deployment, or for the stack's start at boot, to end.
     type: int
     default: 900
+  trial_seconds:
+    description:
+      - With V(present), for how long O(plan) runs at most; 0 for good. After that time O(unit) starts anew.
+      - There has to be a release that serves.
+    type: int
+    default: 0
+  unit:
+    description: The unit that starts the release that serves.
+    type: str
+    default: blackwell-serving.service
   venv:
     description: Virtual environment on the host with python-on-whales.
     type: path
@@ -172,6 +184,8 @@ from ansible_collections.blackwell.serving.plugins.module_utils.stack_steps impo
     steps_to,
 )
 
+TRIAL_UNIT = "blackwell-serving-trial"
+
 
 class Stack:
     """The stack of this host."""
@@ -224,6 +238,20 @@ class Stack:
             stack_metrics.FILE: stack_metrics.plan_metrics(release.plan),
         }
 
+    def end_trial_by_itself(self) -> None:
+        """The release that serves comes back after that time, whatever becomes of whoever wanted the trial."""
+        self.end_trial()
+        seconds, unit = self.module.params["trial_seconds"], self.module.params["unit"]
+        timer = [f"--unit={TRIAL_UNIT}", f"--on-active={seconds}", "--timer-property=AccuracySec=1"]
+        done = self.docker.host.run(["systemd-run", "--quiet", "--collect", *timer, "systemctl", "restart", unit])
+        if done.status != 0:
+            self.module.fail_json(msg=f"A trial needs a timer that ends it: {done.stderr.strip()} Nothing was changed.")
+
+    def end_trial(self) -> None:
+        """Take back the timer of a trial."""
+        if self.docker.host.exists(f"/run/systemd/transient/{TRIAL_UNIT}.timer"):
+            self.docker.host.run(["systemctl", "stop", f"{TRIAL_UNIT}.timer"])
+
     def is_current(self, release: Release) -> bool:
         """Whether the deployed release has the same plan and the same files."""
         current = self.releases.current()
@@ -272,6 +300,8 @@ class Stack:
             left = [step for step in self.steps(release) if step.action != "wait"]
             if left:
                 raise DockerProblem(f"{left[0].service} is not as planned after its start: {left[0].reason}")
+            if self.module.params["trial_seconds"]:
+                return {"changed": True, "steps": done, "release": before.name}
             self.releases.make_current(release)
         except (ServiceFailed, DockerProblem, OSError) as problem:
             if new:
@@ -298,6 +328,7 @@ class Stack:
         else:
             try:
                 self.bring(before, self.steps(before))
+                self.end_trial()
                 result.update(rolled_back=True, release=before.name)
                 message += f"\n\nThe release that served before, {before.name}, serves again."
             except (ServiceFailed, DockerProblem, OSError) as second:
@@ -351,7 +382,12 @@ def run_present(module: AnsibleModule, stack: Stack) -> dict:
     if module.check_mode or not (changed or steps):
         return result
     need_python_on_whales(module)
+    trial = module.params["trial_seconds"] > 0
+    if trial and current is None:
+        module.fail_json(msg="There is no release that a trial could give way to: deploy first. Nothing was changed.")
     with stack.releases.locked(module.params["lock_timeout"]):
+        if trial:
+            stack.end_trial_by_itself()
         if stack.is_current(release):
             return result | stack.deploy(stack.releases.current(), new=False)
         return result | stack.deploy(release, new=True)
@@ -441,6 +477,8 @@ def main() -> None:
             "release": {"type": "str", "default": ""},
             "volumes": {"type": "bool", "default": False},
             "lock_timeout": {"type": "int", "default": 900},
+            "trial_seconds": {"type": "int", "default": 0},
+            "unit": {"type": "str", "default": "blackwell-serving.service"},
             "venv": {"type": "path", "default": "/opt/blackwell-serving/venv"},
             "docker_socket": {"type": "path", "default": "/var/run/docker.sock"},
         },
@@ -456,6 +494,8 @@ def main() -> None:
         "absent": run_absent,
     }[module.params["state"]]
     try:
+        if not (module.check_mode or module.params["trial_seconds"]):
+            stack.end_trial()
         result = run(module, stack)
     except Locked as holder:
         module.fail_json(

@@ -67,6 +67,10 @@ options:
         Their addresses are their variables C(serving_fleet_address).
     type: str
     default: ""
+  tuned:
+    description: Options that were found by measuring, by the name of the service; see the role's C(serving_tuned).
+    type: raw
+    default: {}
 attributes:
   check_mode:
     support: full

@@ -12,6 +12,7 @@ from typing import Any
 
 import jinja2
 import yaml
+from ansible_collections.blackwell.serving.plugins.module_utils import benchmark_results
 from ansible_collections.blackwell.serving.plugins.module_utils.memory_plan import SCHEMA
 from ansible_collections.blackwell.serving.plugins.module_utils.plan_report import report_view
 from ansible_collections.blackwell.serving.plugins.module_utils.plan_text import plan_text
@@ -19,6 +20,8 @@ from ansible_collections.blackwell.serving.plugins.plugin_utils.catalog_files im
 
 PLAN_FILE = "plan.json"
 RENDERED_FILES = ("compose.yaml", "plan.txt", "report.html")
+# What playbooks/benchmark.yml leaves beside the plan, for the report: {measured: a record, before: the one before it}.
+BENCHMARK_FILE = "benchmark.json"
 
 
 def _scalar(value: Any) -> str:
@@ -44,23 +47,34 @@ def templates() -> jinja2.Environment:
 def read_ahead() -> None:
     """Compile the templates."""
     for name in ("compose.yaml.j2", "report.html.j2"):
-        _templates().get_template(name)
+        templates().get_template(name)
 
 
-def render(plan: Mapping[str, Any]) -> dict[str, str]:
+def read_benchmark(directory: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads((directory / BENCHMARK_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def render(plan: Mapping[str, Any], benchmark: Mapping[str, Any] | None = None) -> dict[str, str]:
     """File name -> content. A plan that does not fit has only its plan.json."""
     files = {PLAN_FILE: json.dumps(plan, indent=2, ensure_ascii=False) + "\n"}
     if plan["verdict"] == "fits":
         environment = templates()
         files["compose.yaml"] = environment.get_template("compose.yaml.j2").render(plan=plan)
         files["plan.txt"] = plan_text(plan)
-        files["report.html"] = environment.get_template("report.html.j2").render(plan=plan, report=report_view(plan))
+        files["report.html"] = environment.get_template("report.html.j2").render(
+            plan=plan,
+            report=report_view(plan),
+            benchmark=benchmark_results.view(benchmark["measured"], benchmark["before"], plan) if benchmark else None,
+        )
     return files
 
 
 def render_index(view: Mapping[str, Any]) -> str:
     """index.html of all hosts."""
-    return _templates().get_template("index.html.j2").render(index=view)
+    return templates().get_template("index.html.j2").render(index=view)
 
 
 def read_plan(directory: Path) -> dict[str, Any] | None:

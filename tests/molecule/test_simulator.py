@@ -662,3 +662,50 @@ def test_an_engine_cannot_serve_what_the_hub_does_not_have(host):
     offline = card.start("vllm-cu129", VLLM, TINY, HF_HUB_OFFLINE="1")
     assert offline.ends() == 1
     assert "couldn't find them in the cached files" in offline.log
+
+
+# The load generators' stand-in, as playbooks/benchmark.yml calls it
+
+
+@pytest.mark.parametrize(("image", "module"), [("sglang-cu129", SGLANG), ("vllm-cu129", VLLM)], ids=["sglang", "vllm"])
+def test_the_stand_in_measures_what_the_options_make_of_the_speed(host, image, module):
+    from ansible_collections.blackwell.serving.plugins.module_utils import load_generator
+    from ansible_collections.blackwell.serving.plugins.plugin_utils import benchmark_files
+    from ansible_collections.blackwell.serving.plugins.plugin_utils.catalog_files import load_catalog
+
+    where = host()
+    where.fault(TINY, speed={"all": 0.01, "dtype=bfloat16": 3})
+    entry = load_catalog().images["images"][image]
+    service = {
+        **entry,
+        "engine_version": str(entry["engine_version"]),
+        "image": image,
+        "model": TINY,
+        "served_name": TINY,
+    }
+    generator = load_generator.choose_generator([service], benchmark_files.generators())
+    flags = benchmark_files.generator_flags(generator["engine"], generator["version"])
+    load = {"concurrency": 2, "requests": 4, "input": 16, "output": 8}
+    results = [where.root / name for name in ("slow.json", "fast.json")]
+    for result, more in zip(results, ([], ["--dtype=bfloat16"]), strict=True):
+        engine = where.start(image, module, TINY, *more).healthy()
+        words = load_generator.command(
+            generator, flags, {**service, "container_port": engine.port}, load, 7, str(result)
+        )
+        program = ["-m", words[2]] if module == SGLANG else [str(where.image(image) / "usr/local/bin/vllm")]
+        ran = where.run(image, *program, *words[1 if module == VLLM else 3 :])
+        assert ran.returncode == 0, ran.stderr
+        engine.process.terminate()
+        engine.ends()
+    slow, fast = (load_generator.parse(result.read_text(), generator["figures"], load) for result in results)
+    assert slow["failed"] == fast["failed"] == 0
+    assert fast["tokens_per_s"] > slow["tokens_per_s"]
+    assert fast["between_tokens_ms"] < slow["between_tokens_ms"]
+
+
+def test_a_start_with_an_option_that_was_to_crash_ends(host):
+    where = host()
+    where.fault(TINY, crash_with=["sampling-backend=pytorch"])
+    engine = where.start("sglang-cu129", SGLANG, TINY, "--sampling-backend=pytorch")
+    assert engine.ends() != 0
+    assert "illegal memory access" in engine.log

@@ -3,6 +3,7 @@
 import errno
 
 import pytest
+from ansible_collections.blackwell.serving.plugins.module_utils.host_facts.host import Output
 from ansible_collections.blackwell.serving.plugins.module_utils.stack_docker import DockerProblem
 from ansible_collections.blackwell.serving.plugins.module_utils.stack_releases import FAILED, Release
 from ansible_collections.blackwell.serving.plugins.module_utils.stack_steps import Step
@@ -20,7 +21,7 @@ class MadeUpModule:
 
     def __init__(self, directory):
         self.params = {"project": "serving", "directory": str(directory), "docker_socket": "", "signatures": []}
-        self.params["compose"] = "services: {}\n"
+        self.params |= {"compose": "services: {}\n", "trial_seconds": 0, "unit": "serving.service"}
 
     def fail_json(self, **result):
         raise Failed(result)
@@ -159,3 +160,74 @@ def test_the_release_that_serves_is_started_where_something_of_it_does_not_run(m
 def test_where_no_release_serves_there_is_nothing_to_start(module, stack):
     stack.releases.forget_all()
     assert compose_stack.run_started(module, stack) == {"changed": False, "differs": False, "steps": [], "services": []}
+
+
+def try_out(stack, number=2):
+    stack.module.params["trial_seconds"] = 60
+    with stack.releases.locked(0):
+        result = stack.deploy(Release("", "", {"services": {}}, {"services": [], "number": number}), new=True)
+    stack.module.params["trial_seconds"] = 0
+    return result
+
+
+def test_a_trial_runs_but_is_not_the_release_that_serves(stack):
+    assert try_out(stack)["release"] == stack.first
+    assert stack.brought[-1] != stack.first
+    assert stack.releases.current().name == stack.first
+    assert stack.releases.previous() is None, "rollback must not go to a trial"
+
+
+def test_nothing_is_left_of_trials(stack):
+    for number in (2, 3):
+        try_out(stack, number)
+    with stack.releases.locked(0):
+        stack.deploy(stack.releases.current(), new=False)
+    assert stack.releases.names() == [stack.first]
+    assert stack.brought[-1] == stack.first
+
+
+def test_a_trial_that_fails_gives_way(stack):
+    bring = stack.bring
+    stack.bring = lambda release, steps: bring(release, steps) if release.name == stack.first else fails_with(FULL)()
+    with pytest.raises(Failed) as failure:
+        try_out(stack)
+    assert failure.value.args[0]["rolled_back"]
+    assert stack.brought[-1] == stack.first
+
+
+class TimerHost:
+    """Has a trial's timer or not, and notes what it was told."""
+
+    def __init__(self, timer=False, status=0):
+        self.timer, self.status, self.commands = timer, status, []
+
+    def exists(self, path):
+        return self.timer and path == "/run/systemd/transient/blackwell-serving-trial.timer"
+
+    def run(self, command):
+        self.commands.append(" ".join(command))
+        return Output(self.status, "", "no systemd")
+
+
+def test_a_trial_ends_by_itself(stack):
+    stack.docker.host = TimerHost(timer=True)
+    stack.module.params["trial_seconds"] = 60
+    stack.end_trial_by_itself()
+    stopped, started = stack.docker.host.commands
+    assert stopped == "systemctl stop blackwell-serving-trial.timer"
+    assert "--on-active=60" in started
+    assert started.endswith("systemctl restart serving.service")
+
+
+def test_no_trial_without_its_end(stack):
+    stack.docker.host = TimerHost(status=1)
+    stack.module.params["trial_seconds"] = 60
+    with pytest.raises(Failed) as failure:
+        stack.end_trial_by_itself()
+    assert "no systemd" in failure.value.args[0]["msg"]
+
+
+def test_where_there_is_no_trial_nothing_is_stopped(stack):
+    stack.docker.host = TimerHost()
+    stack.end_trial()
+    assert stack.docker.host.commands == []

@@ -19,6 +19,7 @@ from write_gpu_code import elf_with_gpu_code  # noqa: E402
 PACKAGES = "usr/local/lib/python3.12/dist-packages"  # where the real images keep them
 HOPPER_ONLY = {"sglang": "sgl_kernel/flash_ops.abi3.so", "vllm": "vllm/vllm_flash_attn/_vllm_fa3_C.abi3.so"}
 PYTHON_PACKAGES = ("engine_simulator", "huggingface_hub")
+GENERATORS = {"sglang": "sglang/bench_serving.py"}  # vLLM's is a command of its program
 MODULES = {"sglang": "sglang/launch_server.py", "vllm": "vllm/entrypoints/openai/api_server.py"}
 
 
@@ -46,14 +47,15 @@ def library_files(engine: str, version: str, entry: dict) -> dict[str, list[str]
 def image_inputs(key: str) -> tuple[dict, list[bytes]]:
     """The image's entry in catalog/images.yml, and the contents of every file that it is made from."""
     entry = load(REPO_ROOT / "catalog/images.yml")["images"][key]
-    flags = REPO_ROOT / f"catalog/engine_flags/{entry['engine']}-{entry['engine_version']}.yml"
+    name = f"{entry['engine']}-{entry['engine_version']}.yml"
+    flags = [REPO_ROOT / f"catalog/{folder}/{name}" for folder in ("engine_flags", "generator_flags")]
     sources = [
         *[path for package in PYTHON_PACKAGES for path in sorted((HERE / package).glob("*.py"))],
         HERE / "sizes.yml",
         HERE / "Dockerfile",
         Path(__file__),
     ]
-    paths = [flags, HERE.parent / "write_gpu_code.py", *sources]
+    paths = [*flags, HERE.parent / "write_gpu_code.py", *sources]
     return entry, [json.dumps(entry, default=str).encode(), *[path.read_bytes() for path in paths]]
 
 
@@ -73,6 +75,8 @@ def write_root(root: Path, key: str) -> dict:
     module.parent.mkdir(parents=True, exist_ok=True)
     start = "from engine_simulator.main import {0}\n\n{0}({1!r})\n"
     module.write_text(start.format("launch", engine))
+    if engine in GENERATORS:
+        (packages / GENERATORS[engine]).write_text(start.format("load_generator", engine))
     (packages / engine / "version.py").write_text(f"__version__ = {version!r}\n")
     programs = root / "usr/local/bin"
     programs.mkdir(parents=True)
@@ -88,6 +92,7 @@ def write_root(root: Path, key: str) -> dict:
         "version": version,
         "cuda": entry["cuda"],
         "libraries": {**entry.get("libraries", {"torch": entry["gpu_code"]})},
+        "generator_flags": load(REPO_ROOT / f"catalog/generator_flags/{engine}-{version}.yml"),
         "flags": load(REPO_ROOT / f"catalog/engine_flags/{engine}-{version}.yml"),
         "sizes": load(HERE / "sizes.yml"),
     }

@@ -94,6 +94,8 @@ class Engine:
             self.check_gpus()
             self.find_model()
             time.sleep(float(self.faults().get("slow", 0)))
+            if any(self.has_option(option) for option in self.faults().get("crash_with", [])):
+                raise EngineError(machine.ILLEGAL_ACCESS, "torch.AcceleratorError")
             self.phases()
         except (EngineError, OutOfMemory) as problem:
             self.fail_start(problem)
@@ -171,6 +173,20 @@ class Engine:
 
     # ---- requests ----
 
+    def tokens_per_second(self) -> float:
+        """Of one request, whatever else runs: the model's, times what the options make of it (sizes.yml, faults)."""
+        factors = {**self.table["speeds"][self.engine], **self.faults().get("speed", {})}
+        speed = self.model["tokens_per_second"]
+        for option, factor in factors.items():
+            if option == "all" or self.has_option(option):
+                speed *= factor
+        return speed
+
+    def has_option(self, option: str) -> bool:
+        """`attention-backend=triton`, or `enforce-eager` for a switch that is on."""
+        name, _, value = option.partition("=")
+        return str(self.words.get(name.replace("-", "_"))) == (value or "True")
+
     def generate(self, prompt: object, limit: int, ignore_eos: bool = False):
         """Yield a Generation, then its words one by one, in the time that the real engine would need."""
         prompt_tokens = max(1, len(words_of(prompt)))
@@ -178,7 +194,7 @@ class Engine:
         answer = words_of(ANSWER)
         words = (answer * (limit // len(answer) + 1))[:limit] if ignore_eos else answer[:limit]
         reason = "length" if len(words) == limit else "stop"
-        work = Generation(prompt_tokens, words, reason, 1 / self.model["tokens_per_second"])
+        work = Generation(prompt_tokens, words, reason, 1 / self.tokens_per_second())
         self.enter(work)
         try:
             yield work

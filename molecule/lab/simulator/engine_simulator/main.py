@@ -3,7 +3,7 @@
 import signal
 import sys
 
-from . import flags, machine
+from . import bench, flags, machine
 from .server import serve
 from .sglang_engine import SGLang
 from .vllm_engine import VLLM
@@ -22,8 +22,16 @@ def launch(engine: str, words: list[str] | None = None) -> None:
     serve(cls(options))
 
 
+def load_generator(engine: str) -> None:
+    """`python3 -m sglang.bench_serving`."""
+    bench.main(engine, sys.argv[1:])
+
+
 def command(engine: str) -> None:
-    """`sglang serve`, `vllm serve`."""
+    """`sglang serve`, `vllm serve`, `vllm bench serve`."""
+    if engine == "vllm" and sys.argv[1:3] == ["bench", "serve"]:
+        bench.main(engine, sys.argv[3:])
+        return
     if sys.argv[1:2] != ["serve"]:
         raise SystemExit(f"simulator: {engine} {' '.join(sys.argv[1:2])} is not simulated; `{engine} serve` is")
     launch(engine, sys.argv[2:])
