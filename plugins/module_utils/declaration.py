@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,6 +101,7 @@ class Service:
 
 
 REQUIRED = object()
+COMMIT = re.compile("[0-9a-f]{40}")
 # key -> (conversion, default)
 SERVICE_KEYS: dict[str, tuple[Callable[[Any], Any], Any]] = {
     "name": (convert.name, REQUIRED),
@@ -318,6 +320,7 @@ def _resolve(values: dict[str, Any], catalog: Catalog, gpus: Sequence[Gpu]) -> S
     )
     model, directory, geometry, weights = _model(values["model"], values["dtype"], catalog)
     _check_model_limits(values, geometry, gpus)
+    _check_remote_code(values, directory)
     pinned = _pinned(values["pinned"], settings, flags)
     resolve_options(flags, values["profile"], values["extra_args"], {})
     kv_dtype, kv_element = _kv_dtype(values["kv_cache_dtype"], geometry, flags)
@@ -364,6 +367,18 @@ def _resolve(values: dict[str, Any], catalog: Catalog, gpus: Sequence[Gpu]) -> S
         flags=flags,
         settings=settings,
     )
+
+
+def _check_remote_code(values: Mapping[str, Any], directory: str | None) -> None:
+    """Code of a model's repository runs as the engine does, so it has to be code that somebody has read."""
+    if values["trust_remote_code"] and not directory and not COMMIT.fullmatch(values["revision"] or ""):
+        raise PlanError(
+            "trust_remote_code runs code of the model's repository, and "
+            f"{values['revision'] or 'what is newest'} may be other code tomorrow",
+            key="revision",
+            value=values["revision"],
+            allowed="the commit that was read, 40 hexadecimal digits; or a model in a local directory",
+        )
 
 
 def _check_gpu_code(image: Image, indices: tuple[int, ...] | None, gpus: Sequence[Gpu], catalog: Catalog) -> None:

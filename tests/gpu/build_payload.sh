@@ -40,7 +40,7 @@ unpack "$work/sglang" sglang
 unpack "$work/flashinfer" sglang
 unzip -qo "$work"/kernel/*.whl -d "$work/sites/sglang" \
     -x 'sgl_kernel/flash_ops*' 'sgl_kernel/sm100/*' 'sgl_kernel/flashmla_ops*'
-(cd "$work/sites/sglang" && rm -rf jedi/third_party Cryptodome nvidia flashinfer/data/cutlass/{test,examples,docs,media,tools,python})
+(cd "$work/sites/sglang" && rm -rf jedi/third_party Cryptodome nvidia flashinfer/data/cutlass/{test,examples,docs,media,python,tools/{library,profiler}})
 
 fetch "$work/vllm" -r "$here/requirements-vllm.txt"
 fetch "$work/engine" vllm==0.24.0

@@ -2,7 +2,7 @@
 # On the GPU box: unpack what build_payload.sh and prepare.py made, then measure as much as SECONDS allow.
 # PAYLOAD holds engines.tar.zst.* and bin/, PREPARED what prepare.py wrote; WORK gets the engines and, in WORK/out, the
 # results, which grow while it runs. With two GPUs the stacks are shared out between them.
-# Usage: run_on_box.sh PAYLOAD PREPARED WORK SECONDS [STACK...]
+# Usage: run_on_box.sh PAYLOAD PREPARED WORK SECONDS [STACK...]; with ALONE=1 the parts of a service are measured too.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 payload=$1 prepared=$2 work=$3
@@ -25,7 +25,11 @@ common=(--sites "$work/sites" --prepared "$prepared" --out "$work/out")
 compare() { [ -e "$work/out/comparison.json" ] || python3 "$here/compare.py" "${common[@]}" --gpus "$gpus" || true; }
 accept() { # SECONDS_TO_KEEP
     for gpu in ${gpus//,/ }; do
-        python3 "$here/accept.py" "${common[@]}" --gpu "$gpu" --deadline "$((deadline - $1))" "${stacks[@]}" &
+        {
+            python3 "$here/accept.py" "${common[@]}" --gpu "$gpu" --deadline "$((deadline - $1))" "${stacks[@]}" || true
+            [ -z "${ALONE:-}" ] ||
+                python3 "$here/alone.py" "${common[@]}" --gpu "$gpu" --deadline "$((deadline - $1))" || true
+        } &
     done
     wait
 }

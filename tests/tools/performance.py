@@ -59,13 +59,17 @@ def comparison_section(result: Mapping[str, Any]) -> str:
 
 def _loads_text(result: Mapping[str, Any]) -> str:
     texts = [
-        f"{label}: {load['requests']} requests of {load['prompts'][0]} tokens in and {load['output']} out"
+        f"{label}: {_number(load['requests'])} requests, {load['prompts'][0]} tokens in and {load['output']} out"
         for label, load in result["loads"].items()
     ]
     rounds = (
         f"Median of {result['rounds']} rounds, in brackets the rounds; one variant was under load at a time, each on"
     )
     return f"{rounds} a GPU of its own of one host. {'; '.join(texts)}."
+
+
+def _number(requests: int | str) -> str:
+    return "as many as each takes" if requests == "highest" else str(requests)
 
 
 def _median_and_rounds(variant: Mapping[str, Any], label: str, figure: str) -> str:
@@ -93,8 +97,71 @@ def stack_sections() -> list[str]:
     return sections
 
 
+PARTS = ("context", "weights", "kv", "tables", "workspaces", "rest", "graphs", "resident", "under_load", "peak")
+ALONE = """\
+## Each part alone
+
+One service alone on the card, one thing changed at a time: planned / measured, GiB. Constants of
+[`catalog/overheads.yml`](../catalog/overheads.yml) come from here. Under SGLang `tables` is what it takes besides
+weights and KV up to the end of its pools, `workspaces` what follows up to one request served; under vLLM `rest` is all
+that it does not log. `under load` is what the process grew by, then.
+"""
+
+
+def alone_section(result: Mapping[str, Any]) -> str:
+    """What each part of a process takes, by variant."""
+    lines = [ALONE, f"{conditions(result)} Qwen2.5-3B-Instruct but where a name says otherwise.", ""]
+    lines += [f"| | {' | '.join(part.replace('_', ' ') for part in PARTS)} |", f"|---|{'---|' * len(PARTS)}"]
+    for name, variant in result["variants"].items():
+        parts = variant.get("parts", {})
+        cells = [
+            f"{parts[part]['planned']:.2f} / {parts[part]['measured']:.2f}" if part in parts else "" for part in PARTS
+        ]
+        lines.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def tune_section(result: Mapping[str, Any]) -> str:
+    """What was tried for one service, and what is kept by the rule of playbooks/benchmark.yml --tags tune."""
+    now = result["trials"][0]
+    lines = [
+        "## What tuning tries, and keeps",
+        "",
+        result["about"],
+        "",
+        f"{conditions(result)} {_tune_text(result)}",
+        "",
+    ]
+    lines += ["| | tokens/s | first token, ms (p99) | between tokens, ms | |", "|---|---|---|---|---|"]
+    verdicts = {verdict["name"]: verdict["text"] for verdict in result["decision"]["verdicts"]}
+    for trial in result["trials"]:
+        figures = trial.get("medians")
+        cells = (
+            [f"{figures[key]:,.2f}" for key in ("tokens_per_s", "first_token_p99_ms", "between_tokens_ms")]
+            if figures
+            else [""] * 3
+        )
+        said = "as it was" if trial is now else verdicts.get(trial["name"], f"not tried: {trial.get('skipped')}")
+        lines.append(f"| {trial['name']} | {' | '.join(cells)} | {said} |")
+    return "\n".join([*lines, "", f"Kept: {result['decision']['winner'] or 'what it was'}.", ""])
+
+
+def _tune_text(result: Mapping[str, Any]) -> str:
+    load = result["load"]
+    return (
+        f"Median of {result['rounds']} rounds of {load['requests']} requests, {load['concurrency']} at once, of "
+        f"{load['prompts'][0]} tokens in and {load['output']} out; trials on two GPUs of one host. Kept is what wins "
+        f"by {100 * result['margin']:g}%, unless its first token (p99) is more than "
+        f"{100 * result['first_token_margin']:g}% later."
+    )
+
+
 def _order() -> list[str]:
-    return list(yaml.safe_load((ROOT / "tests/gpu/stacks.yml").read_text("utf-8"))["stacks"])
+    return list(_declared()["stacks"])
+
+
+def _declared() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "tests/gpu/stacks.yml").read_text("utf-8"))
 
 
 def _recorded() -> list[str]:
@@ -105,9 +172,17 @@ def page() -> str:
     """docs/performance.md."""
     comparison = json.loads((RESULTS / "comparison.json").read_text("utf-8"))
     not_run = [name for name in _order() if name not in _recorded()]
-    parts = [INTRODUCTION, comparison_section(comparison), *stack_sections()]
+    alone = json.loads((RESULTS / "alone.json").read_text("utf-8"))
+    parts = [INTRODUCTION, comparison_section(comparison), *stack_sections(), alone_section(alone)]
+    if (RESULTS / "tune.json").exists():
+        parts.append(tune_section(json.loads((RESULTS / "tune.json").read_text("utf-8"))))
+    else:
+        not_run.append("tune")
+    not_run += [f"{name} (alone)" for name in _declared()["alone"] if name not in alone["variants"]]
     if not_run:
-        parts.append(f"## Not run yet\n\nStacks of `tests/gpu/stacks.yml` without a result: {', '.join(not_run)}.\n")
+        parts.append(
+            f"## Not run yet\n\nWhat `tests/gpu/stacks.yml` declares and has no result: {', '.join(not_run)}.\n"
+        )
     return "\n".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""Write what is generated in README files: the variables of each role, and the example plan of the main one.
+"""Write what is generated in README files and docs/: the variables of each role, and the example plan.
 
 `make docs` runs it; tests compare.
 """
@@ -11,6 +11,19 @@ from typing import Any
 
 import yaml
 
+ROLES = (
+    "serving",
+    "gpu_host",
+    "nvidia_driver",
+    "cuda_toolkit",
+    "docker_engine",
+    "nvidia_container_toolkit",
+    "engine_image",
+    "serving_stack",
+    "gateway",
+    "monitoring",
+    "host_verification",
+)
 VARIABLES_BEGIN = "<!-- written by tests/tools/readmes.py from meta/argument_specs.yml -->"
 PLAN_BEGIN = "<!-- written by tests/tools/readmes.py from build/rtx5090/plan.txt -->\n```text"
 
@@ -33,6 +46,45 @@ def variables_section(specification: dict[str, Any]) -> str:
         lines += ["", f"### `{name}`", "", f"{default}{choices}", ""]
         lines += [f"- {_markdown(paragraph)}" for paragraph in option["description"]]
     return "\n".join(lines)
+
+
+VARIABLES_PAGE = """\
+# Which variables are there?
+
+Every variable of every role, in the order in which `site.yml` uses the roles; each role's page says more. A variable
+`serving_*` that no role knows is refused. This page is written by `tests/tools/readmes.py`.
+"""
+
+
+def variables_page(specifications: dict[str, dict[str, Any]]) -> str:
+    """docs/variables.md: one table per role, by the role's name in the order given."""
+    parts = [VARIABLES_PAGE]
+    for role, specification in specifications.items():
+        main = specification["argument_specs"]["main"]
+        parts.append(f"\n## {role}\n\n{main['short_description']}. [More](../roles/{role}/README.md)\n")
+        if options := main.get("options"):
+            parts.append("\n| variable | default | what it is |\n|---|---|---|\n")
+        for name, option in (options or {}).items():
+            default = f"`{_default(option['default'])}`" if "default" in option else "required"
+            said = _first_sentence(_markdown(option["description"][0]))
+            parts.append(f"| `{name}` | {_cell(default)} | {_cell(said)} |\n")
+    return "".join(parts)
+
+
+def _first_sentence(text: str) -> str:
+    return re.split(r"(?<=[a-z`)])\. (?=[A-Z`])", text, maxsplit=1)[0].rstrip(".")
+
+
+def _cell(text: str) -> str:
+    """Text for a cell of a table: one line."""
+    return " ".join(text.replace("|", "\\|").split())
+
+
+def role_specifications(root: Path) -> dict[str, dict[str, Any]]:
+    """Each role's meta/argument_specs.yml, in the order of ROLES; roles that it does not name come last."""
+    found = {path.parents[1].name: path for path in root.glob("roles/*/meta/argument_specs.yml")}
+    names = [role for role in ROLES if role in found] + sorted(set(found) - set(ROLES))
+    return {name: yaml.safe_load(found[name].read_text("utf-8")) for name in names}
 
 
 def between_markers(readme: str, begin: str, end: str, content: str) -> str:
@@ -60,8 +112,9 @@ def _rewrite(readme: Path, change: Callable[[str], str]) -> None:
 
 if __name__ == "__main__":
     root = Path(__file__).resolve().parents[2]
-    for spec_file in root.glob("roles/*/meta/argument_specs.yml"):
-        spec = yaml.safe_load(spec_file.read_text("utf-8"))
-        _rewrite(spec_file.parents[1] / "README.md", functools.partial(with_variables, specification=spec))
+    specs = role_specifications(root)
+    for role, spec in specs.items():
+        _rewrite(root / "roles" / role / "README.md", functools.partial(with_variables, specification=spec))
+    (root / "docs/variables.md").write_text(variables_page(specs), "utf-8")
     plan_file = root / "build/rtx5090/plan.txt"
     _rewrite(root / "README.md", functools.partial(with_plan, plan_text=plan_file.read_text("utf-8")))

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 ACCEPTANCE, RESULTS = ROOT / "tests/gpu", ROOT / "tests/gpu/results"
@@ -25,8 +26,10 @@ from card import largest, least  # noqa: E402
 from commands import adapted, differences  # noqa: E402
 from engine_log import figures, telling  # noqa: E402
 from load import Outcome, streamed, summary  # noqa: E402
+from parts import parts  # noqa: E402
 from verdicts import checks, table  # noqa: E402
 
+DECLARED = yaml.safe_load((ACCEPTANCE / "stacks.yml").read_text())["stacks"]
 STACKS = sorted(path.name.removesuffix(".plan.json") for path in RESULTS.glob("*.plan.json"))
 
 
@@ -107,7 +110,7 @@ def test_adapted_command_differs_where_it_has_to_and_says_so():
 def test_verdict_of_a_recorded_stack(stack):
     """The verdict is what the recorded figures give, not what was once written beside them."""
     result, plan = recorded(stack)
-    found = checks(plan, result)
+    found = checks(plan, result, DECLARED[stack].get("least_use"))
     assert found == result["checks"]
     assert [check for check in found if not check["ok"]] == []
 
@@ -251,3 +254,54 @@ def test_a_whole_run_on_a_made_up_box(prepared, tmp_path):
     assert str(prepared) not in (tmp_path / "exceeds.json").read_text()
     again = subprocess.run([*command, "--out", tmp_path, "exceeds"], env=environment, timeout=60)
     assert again.returncode == 0, "a stack that is taken is left alone"
+
+
+def test_parts_measured_alone_on_a_made_up_box(prepared, tmp_path):
+    """Each variant is started, loaded and taken apart; what the log says of a part stands beside what was planned."""
+    environment = {**os.environ, "PATH": f"{BOX / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(BOX / "site")}
+    few = json.loads((prepared / "stacks.json").read_text())
+    few["alone"] = {name: few["alone"][name] for name in ("sglang", "vllm_graphs_8")}
+    small = tmp_path / "prepared"
+    small.mkdir()
+    for entry in prepared.iterdir():
+        (small / entry.name).symlink_to(entry)
+    (small / "stacks.json").unlink()
+    (small / "stacks.json").write_text(json.dumps(few))
+    command = [sys.executable, ACCEPTANCE / "alone.py", "--sites", BOX / "sites", "--prepared", small]
+    done = subprocess.run(
+        [*command, "--out", tmp_path / "out"], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    written = (tmp_path / "out/alone.json").read_text()
+    result = json.loads(written)
+    assert list(result["variants"]) == ["sglang", "vllm_graphs_8"]
+    for variant in result["variants"].values():
+        assert variant["load"]["failed"] == 0
+        assert variant["parts"]["weights"]["measured"] == variant["start"]["weights"]
+    assert str(small) not in written
+
+
+def test_parts_are_differences_of_the_log_s_lines():
+    """qwen of the recorded default stack: together they are what nvidia-smi saw go."""
+    result, plan = recorded("default")
+    service = next(entry for entry in plan["services"] if entry["name"] == "qwen")
+    found = result["services"]["qwen"]
+    told = parts(service, {"start": found["measured"], "process_peak": found["process_peak"]})
+    start = found["measured"]
+    assert told["tables"]["measured"] == pytest.approx(20.38 - 3.24 - 17.14, abs=0.001)
+    whole = sum(told[part]["measured"] for part in ("context", "weights", "kv", "tables", "graphs", "workspaces"))
+    assert whole == pytest.approx(start["device_free_before"] - start["device_free_after"], abs=0.02)
+
+
+def test_tuning_on_a_made_up_box(prepared, tmp_path):
+    """Trials that come up are measured, what is left out says why, and a decision stands beside them."""
+    environment = {**os.environ, "PATH": f"{BOX / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(BOX / "site")}
+    command = [sys.executable, ACCEPTANCE / "tune.py", "--sites", BOX / "sites", "--prepared", prepared]
+    done = subprocess.run([*command, "--out", tmp_path], env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "tune.json").read_text())
+    tried = [trial for trial in result["trials"] if "medians" in trial]
+    assert [trial["name"] for trial in tried][:2] == ["as it is", "fa3 attention"]
+    assert all(trial["skipped"] for trial in result["trials"] if "medians" not in trial)
+    assert len(result["decision"]["verdicts"]) == len(tried) - 1
+    assert "## What tuning tries" in performance.tune_section(result)

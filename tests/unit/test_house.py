@@ -45,6 +45,14 @@ def test_readme_is_written_from_the_specification(role: Path, readmes):
     assert not older, "run make docs"
 
 
+def test_page_of_all_variables_is_written_from_the_specifications(readmes):
+    page = readmes.variables_page(readmes.role_specifications(REPO_ROOT))
+    assert (REPO_ROOT / "docs/variables.md").read_text("utf-8") == page, "make docs"
+    for spec in REPO_ROOT.glob("roles/*/meta/argument_specs.yml"):
+        for name in load_yaml(spec)["argument_specs"]["main"].get("options") or {}:
+            assert f"| `{name}` |" in page
+
+
 @pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
 def test_ansible_doc_shows_the_role(role: Path, run_tool):
     shown = run_tool("ansible-doc", "-t", "role", f"blackwell.serving.{role.name}")

@@ -19,7 +19,14 @@ SERVICES = [
         "shm_size": "16g",
     },
     {"name": "qwen", "engine": "sglang", "model": "Qwen/Qwen2.5-3B-Instruct", "port": 30002, "container_port": 9000},
-    {"name": "yi", "engine": "vllm", "model": "01-ai/Yi-6B", "port": 30003, "trust_remote_code": True},
+    {
+        "name": "yi",
+        "engine": "vllm",
+        "model": "01-ai/Yi-6B",
+        "port": 30003,
+        "trust_remote_code": True,
+        "revision": "d" * 40,
+    },
 ]
 
 

@@ -55,6 +55,8 @@ BAD_SERVICES = {
     "KV type that the version lacks": ({"kv_cache_dtype": "int3"}, ["kv_cache_dtype", "int3", "fp8_e4m3"]),
     "quantization that nobody sizes": ({"quantization": "bitsandbytes"}, ["quantization", "bitsandbytes", "fp8"]),
     "secret in the environment": ({"environment": {"HF_TOKEN": "hf_x"}}, ["environment", "HF_TOKEN", "readable"]),
+    "code of a repository at no commit": ({"trust_remote_code": True}, ["qwen", "revision", "40 hexadecimal"]),
+    "code of a branch": ({"trust_remote_code": True, "revision": "main"}, ["qwen", "revision", "main", "commit"]),
     "unknown architecture": (
         {"model": {"name": "my", "config": LLAMA | {"architectures": ["FancyForCausalLM"]}}},
         ["FancyForCausalLM", "LlamaForCausalLM"],
