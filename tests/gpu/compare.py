@@ -17,6 +17,7 @@ import datetime
 import json
 import statistics
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,19 @@ from commands import differences
 from running import Box, Load, Running
 
 ROUNDS = 3
-FIGURES = ("tokens_per_s", "first_token_ms", "between_tokens_ms")
+FIGURES = ("tokens_per_s", "first_token_ms", "first_token_p99_ms", "between_tokens_ms")
 
 
 def medians(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     """Median of each figure; requests and failures are added up."""
     result = {figure: statistics.median(one[figure] for one in rounds) for figure in FIGURES}
     return result | {key: sum(one[key] for one in rounds) for key in ("requests", "failed")}
+
+
+def sized(wanted: Mapping[str, Any], running: Running) -> dict[str, Any]:
+    """A load with `highest` as the number of requests that the service takes at once."""
+    highest = running.service["max_concurrency"]
+    return {key: highest if value == "highest" else value for key, value in wanted.items()}
 
 
 def main() -> None:
@@ -72,11 +79,11 @@ def main() -> None:
                 print(time.strftime("%H:%M:%S"), name, json.dumps(start.result()), flush=True)
             for name in group:  # kernels are compiled by their first use, graphs or not
                 for wanted in comparison["loads"].values():
-                    Load(running[name], {**wanted, "output": 8}, seed=9).result()
+                    Load(running[name], {**sized(wanted, running[name]), "output": 8}, seed=9).result()
             for number in range(ROUNDS):
                 for name in group:
                     for label, wanted in comparison["loads"].items():
-                        one = Load(running[name], wanted, seed=10 + number).result()
+                        one = Load(running[name], sized(wanted, running[name]), seed=10 + number).result()
                         result["measured"][name]["rounds"][label].append(one)
                         print(time.strftime("%H:%M:%S"), name, label, json.dumps(one), flush=True)
         for name in group:

@@ -14,6 +14,7 @@ import argparse
 import concurrent.futures
 import http.client
 import json
+import math
 import random
 import statistics
 import time
@@ -83,12 +84,17 @@ def summary(outcomes: list[Outcome], seconds: float) -> dict:
         "seconds": round(seconds, 2),
         "tokens_per_s": round(sum(outcome.tokens for outcome in good) / seconds, 1) if seconds else None,
         "first_token_ms": _median_ms([outcome.first_s for outcome in good]),
+        "first_token_p99_ms": _p99_ms([outcome.first_s for outcome in good]),
         "between_tokens_ms": _median_ms(between),
     }
 
 
 def _median_ms(seconds: list[float]) -> float | None:
     return round(1000 * statistics.median(seconds), 2) if seconds else None
+
+
+def _p99_ms(seconds: list[float]) -> float | None:
+    return round(1000 * sorted(seconds)[max(0, math.ceil(0.99 * len(seconds)) - 1)], 2) if seconds else None
 
 
 def main() -> None:

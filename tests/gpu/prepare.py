@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT / ".collections"))
 
 from ansible_collections.blackwell.serving.plugins.module_utils.catalog_view import Catalog  # noqa: E402
 from ansible_collections.blackwell.serving.plugins.module_utils.memory_plan import plan_host  # noqa: E402
+from ansible_collections.blackwell.serving.plugins.module_utils.tuning import candidates  # noqa: E402
 from ansible_collections.blackwell.serving.plugins.plugin_utils.catalog_files import load_catalog  # noqa: E402
 
 OUTPUT_TOKENS = 64
@@ -52,11 +53,30 @@ def load_stacks() -> dict[str, Any]:
     return yaml.safe_load(Path(__file__).with_name("stacks.yml").read_text(encoding="utf-8"))
 
 
-def plan(services: list[dict[str, Any]], gpu: str, total: float, shown: float, catalog: Catalog) -> dict[str, Any]:
-    """The plan for a card that shows `shown` GiB before any context; the first service sees less by its own."""
+def declaration(
+    services: list[dict[str, Any]], gpu: str, total: float, shown: float, catalog: Catalog
+) -> dict[str, Any]:
+    """For a card that shows `shown` GiB before any context; the first service sees less by its own."""
     context = catalog.overhead("context", services[0]["engine"], "gib")
     measured = {"gpu": gpu, "measured_total_gib": total, "measured_free_gib": round(shown - context, 3)}
-    return plan_host("acceptance", {"gpus": [measured], "services": services}, catalog)
+    return {"gpus": [measured], "services": services}
+
+
+def plan(services: list[dict[str, Any]], gpu: str, total: float, shown: float, catalog: Catalog) -> dict[str, Any]:
+    return plan_host("acceptance", declaration(services, gpu, total, shown, catalog), catalog)
+
+
+def trials(tune: Mapping[str, Any], gpu: str, total: float, shown: float, catalog: Catalog) -> list[dict[str, Any]]:
+    """What the service has now, and the candidates of catalog/tuning.yml: {name, plan, skipped}."""
+    service, tuning = tune["service"], yaml.safe_load((ROOT / "catalog/tuning.yml").read_text(encoding="utf-8"))
+    engine = catalog.image(service["image"], service["engine"])
+    known = {"engine": service["engine"], "engine_version": engine.engine_version, "extra_args": tune["tuned"]}
+    declared = {**declaration([service], gpu, total, shown, catalog), "tuned": {service["name"]: known}}
+    found = [{"name": "as it is", "plan": plan_host("acceptance", declared, catalog), "skipped": ""}]
+    for one in candidates("acceptance", declared, catalog, tuning, service["name"]):
+        skipped = "it is not tried here" if one["name"] in tune["not_tried"] else one["skipped"]
+        found.append({"name": one["name"], "plan": None if skipped else one["plan"], "skipped": skipped})
+    return found
 
 
 def load_of(service: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,6 +137,8 @@ def main() -> None:
     for gpu, total in declared["gpus"].items():
         folder = out / "plans" / gpu
         folder.mkdir(parents=True, exist_ok=True)
+        tried = trials(declared["tune"], gpu, total, declared["shown_gib"], catalog)
+        (folder / "tune.json").write_text(json.dumps(tried, indent=1) + "\n", encoding="utf-8")
         for name, stack in {**stacks, **singles, **alone}.items():
             made = plan(stack["services"], gpu, total, declared["shown_gib"], catalog)
             if made["verdict"] != "fits":
@@ -136,7 +158,7 @@ def main() -> None:
     failures = yaml.safe_load((ROOT / "catalog/failures.yml").read_text(encoding="utf-8"))
     (out / "failures.json").write_text(json.dumps(failures["failures"]), encoding="utf-8")
     (out / "models.json").write_text(json.dumps(models), encoding="utf-8")
-    kept = {key: declared[key] for key in ("shown_gib", "stacks", "comparison", "alone")}
+    kept = {key: declared[key] for key in ("shown_gib", "stacks", "comparison", "alone", "tune")}
     (out / "stacks.json").write_text(json.dumps(kept, indent=1), encoding="utf-8")
 
 

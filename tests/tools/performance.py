@@ -59,13 +59,17 @@ def comparison_section(result: Mapping[str, Any]) -> str:
 
 def _loads_text(result: Mapping[str, Any]) -> str:
     texts = [
-        f"{label}: {load['requests']} requests of {load['prompts'][0]} tokens in and {load['output']} out"
+        f"{label}: {_number(load['requests'])} requests, {load['prompts'][0]} tokens in and {load['output']} out"
         for label, load in result["loads"].items()
     ]
     rounds = (
         f"Median of {result['rounds']} rounds, in brackets the rounds; one variant was under load at a time, each on"
     )
     return f"{rounds} a GPU of its own of one host. {'; '.join(texts)}."
+
+
+def _number(requests: int | str) -> str:
+    return "as many as each takes" if requests == "highest" else str(requests)
 
 
 def _median_and_rounds(variant: Mapping[str, Any], label: str, figure: str) -> str:
@@ -117,6 +121,41 @@ def alone_section(result: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def tune_section(result: Mapping[str, Any]) -> str:
+    """What was tried for one service, and what is kept by the rule of playbooks/benchmark.yml --tags tune."""
+    now = result["trials"][0]
+    lines = [
+        "## What tuning tries, and keeps",
+        "",
+        result["about"],
+        "",
+        f"{conditions(result)} {_tune_text(result)}",
+        "",
+    ]
+    lines += ["| | tokens/s | first token, ms (p99) | between tokens, ms | |", "|---|---|---|---|---|"]
+    verdicts = {verdict["name"]: verdict["text"] for verdict in result["decision"]["verdicts"]}
+    for trial in result["trials"]:
+        figures = trial.get("medians")
+        cells = (
+            [f"{figures[key]:,.2f}" for key in ("tokens_per_s", "first_token_p99_ms", "between_tokens_ms")]
+            if figures
+            else [""] * 3
+        )
+        said = "as it was" if trial is now else verdicts.get(trial["name"], f"not tried: {trial.get('skipped')}")
+        lines.append(f"| {trial['name']} | {' | '.join(cells)} | {said} |")
+    return "\n".join([*lines, "", f"Kept: {result['decision']['winner'] or 'what it was'}.", ""])
+
+
+def _tune_text(result: Mapping[str, Any]) -> str:
+    load = result["load"]
+    return (
+        f"Median of {result['rounds']} rounds of {load['requests']} requests, {load['concurrency']} at once, of "
+        f"{load['prompts'][0]} tokens in and {load['output']} out; trials on two GPUs of one host. Kept is what wins "
+        f"by {100 * result['margin']:g}%, unless its first token (p99) is more than "
+        f"{100 * result['first_token_margin']:g}% later."
+    )
+
+
 def _order() -> list[str]:
     return list(_declared()["stacks"])
 
@@ -135,6 +174,10 @@ def page() -> str:
     not_run = [name for name in _order() if name not in _recorded()]
     alone = json.loads((RESULTS / "alone.json").read_text("utf-8"))
     parts = [INTRODUCTION, comparison_section(comparison), *stack_sections(), alone_section(alone)]
+    if (RESULTS / "tune.json").exists():
+        parts.append(tune_section(json.loads((RESULTS / "tune.json").read_text("utf-8"))))
+    else:
+        not_run.append("tune")
     not_run += [f"{name} (alone)" for name in _declared()["alone"] if name not in alone["variants"]]
     if not_run:
         parts.append(

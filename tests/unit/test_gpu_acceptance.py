@@ -291,3 +291,17 @@ def test_parts_are_differences_of_the_log_s_lines():
     assert told["tables"]["measured"] == pytest.approx(20.38 - 3.24 - 17.14, abs=0.001)
     whole = sum(told[part]["measured"] for part in ("context", "weights", "kv", "tables", "graphs", "workspaces"))
     assert whole == pytest.approx(start["device_free_before"] - start["device_free_after"], abs=0.02)
+
+
+def test_tuning_on_a_made_up_box(prepared, tmp_path):
+    """Trials that come up are measured, what is left out says why, and a decision stands beside them."""
+    environment = {**os.environ, "PATH": f"{BOX / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(BOX / "site")}
+    command = [sys.executable, ACCEPTANCE / "tune.py", "--sites", BOX / "sites", "--prepared", prepared]
+    done = subprocess.run([*command, "--out", tmp_path], env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "tune.json").read_text())
+    tried = [trial for trial in result["trials"] if "medians" in trial]
+    assert [trial["name"] for trial in tried][:2] == ["as it is", "fa3 attention"]
+    assert all(trial["skipped"] for trial in result["trials"] if "medians" not in trial)
+    assert len(result["decision"]["verdicts"]) == len(tried) - 1
+    assert "## What tuning tries" in performance.tune_section(result)
