@@ -1,9 +1,9 @@
 """The firewall of a GPU host: who may reach the ports of its services.
 
 A table of its own, whose chain sees a packet before Docker's rules rewrite its address: what goes to a port that Docker
-publishes never comes to the chain INPUT. Docker leaves tables of others alone, also when it starts anew, and it does not
-matter whether its own rules are made with iptables or nftables. Sources: docs.docker.com/engine/network/firewall-nftables
-(own tables, priorities) and /packet-filtering-firewalls; nftables wiki, "Netfilter hooks" (mangle -150, dstnat -100).
+publishes never comes to the chain INPUT. Docker leaves tables of others alone, also when it starts anew, whether its
+own rules are made with iptables or with nftables. Sources: docs.docker.com/engine/network/firewall-nftables (own tables
+and their priorities) and packet-filtering-firewalls; nftables wiki, "Netfilter hooks" (mangle -150, dstnat -100).
 
 Runs on the host, Python 3.9 or newer.
 """
