@@ -24,7 +24,12 @@ class Target:
         return self.context.wrap_socket(plain, server_hostname=self.address[0])
 
     def head(self, length: int, key: str = "", path: str = "/v1/completions") -> bytes:
-        lines = [f"POST {path} HTTP/1.1", "Host: gateway", f"Content-Length: {length}", "Content-Type: application/json"]
+        lines = [
+            f"POST {path} HTTP/1.1",
+            "Host: gateway",
+            f"Content-Length: {length}",
+            "Content-Type: application/json",
+        ]
         lines += [f"Authorization: Bearer {key or self.key}", "Connection: close"]
         return "\r\n".join([*lines, "", ""]).encode()
 

@@ -23,6 +23,7 @@ ON_CONTROL_NODE = {
     "assert",
     "debug",
     "fail",
+    "gateway_certificate",
     "group_by",
     "image_locks",
     "import_playbook",
