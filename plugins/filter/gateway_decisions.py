@@ -25,5 +25,6 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {
             "gateway_services": _refusable(gateway_decisions.gateway_services),
+            "firewall_sources": _refusable(gateway_decisions.firewall_sources),
             "gateway_keys": _refusable(gateway_decisions.gateway_keys),
         }

@@ -64,6 +64,24 @@ def _url(address: str, port: int) -> str:
     return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
 
 
+def firewall_sources(peers: Mapping[str, Iterable[str]]) -> list[str]:
+    """Addresses of the hosts that may reach the services. `peers`: by host, its fleet address and its own, if given.
+
+    The first of these and of the host's name has to be an address, as a firewall knows no names.
+    """
+    found = []
+    for host, candidates in peers.items():
+        given = next(candidate for candidate in [*candidates, host] if candidate)
+        try:
+            found.append(str(ipaddress.ip_address(given)))
+        except ValueError:
+            raise GatewayRefused(
+                f"{host}: {given} is no address, and the firewall of the GPU hosts needs one to let {host} in: set "
+                f"serving_fleet_address of {host}"
+            ) from None
+    return sorted(set(found))
+
+
 # ---- keys ----
 
 KEY_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")

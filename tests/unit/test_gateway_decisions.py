@@ -38,7 +38,7 @@ def test_a_gateway_reaches_a_service_where_it_listens(bind, gateway, fleet, addr
 
 @pytest.mark.parametrize("bind", ["127.0.0.1", "0.0.0.0"])
 def test_a_service_out_of_reach_is_refused_with_the_variable_to_set(bind):
-    with pytest.raises(GatewayRefused, match="box.*gw.*serving_fleet_address of box"):
+    with pytest.raises(GatewayRefused, match=r"box.*gw.*serving_fleet_address of box"):
         url(bind)
 
 

@@ -121,7 +121,7 @@ def test_a_drain_of_one_service_leaves_the_others(manifest, made_up):
 def test_a_request_that_does_not_end_keeps_the_service_at_work(manifest, made_up):
     made_up.loads = {"box1/qwen": 1}
     before = manifest.workers()
-    with pytest.raises(GatewayError, match="1 on box1/qwen.*take requests again.*gateway_drain_timeout"):
+    with pytest.raises(GatewayError, match=r"1 on box1/qwen.*take requests again.*gateway_drain_timeout"):
         drain(manifest, made_up.smg, "box1", [], 0.6, False)
     assert manifest.workers() == before
 

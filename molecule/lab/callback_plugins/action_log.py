@@ -24,6 +24,7 @@ ON_CONTROL_NODE = {
     "debug",
     "fail",
     "fleet_index",
+    "gateway_certificate",
     "group_by",
     "image_locks",
     "import_playbook",
