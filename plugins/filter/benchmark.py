@@ -28,6 +28,7 @@ def benchmark_runs(
     `highest` has each service's load at the highest concurrency. A round has a seed of its own, so that no prompt is in
     a prefix cache because it was sent before.
     """
+    services, concurrencies = _items(services), _items(concurrencies)
     wanted = [service for service in plan["services"] if not services or service["name"] in services]
     unknown = sorted(set(services) - {service["name"] for service in wanted})
     if unknown:
@@ -49,6 +50,11 @@ def benchmark_runs(
     except load_generator.GeneratorProblem as problem:
         raise AnsibleFilterError(str(problem)) from problem
     return {"generator": generator, "runs": runs, "highest": highest}
+
+
+def _items(value: Any) -> list[Any]:
+    """`-e name=1,16` gives one string."""
+    return value.split(",") if isinstance(value, str) else list(value)
 
 
 def _run(

@@ -68,7 +68,7 @@ def command(
     if not known:
         raise GeneratorProblem(
             f"the options of {generator['name']} {generator['version']} are not recorded: "
-            f"tests/tools/record_load_generators.py {generator['engine']} WHEEL"
+            f"tests/tools/record_load_generators.py {generator['engine']} {generator['version']}"
         )
     directory, _, name = result.rpartition("/")
     words = {

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Record the options of the load generator that an engine's published package carries, in catalog/generator_flags/.
 
-    record_load_generators.py sglang sglang-0.5.19-cp312-cp312-manylinux_2_34_x86_64.whl
+    record_load_generators.py sglang 0.5.19
 
-The options are read from the calls of add_argument in its source; nothing is imported or run. The format is that of
-catalog/engine_flags (record_engine_flags.py), with the names of the classes that convert values left out.
+The package is fetched as record_engine_flags.py does. The options are read from the calls of add_argument in its
+source; nothing is imported or run. The format is that of catalog/engine_flags (record_engine_flags.py), with the names
+of the classes that convert values left out.
 """
 
 import ast
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from record_engine_flags import DEFAULT_CACHE, fetch_package
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 # Where the generator's parser is; a module moved between versions, so the first ones that are there count.
@@ -56,8 +58,7 @@ def entry_of(words: dict[str | None, ast.expr], names: list[str]) -> dict[str, A
     return entry
 
 
-def record(engine: str, package: Path) -> dict[str, Any]:
-    version = package.name.split("-")[1]
+def record(engine: str, version: str, package: Path) -> dict[str, Any]:
     flags: dict[str, Any] = {}
     read = []
     with zipfile.ZipFile(package) as wheel:
@@ -70,14 +71,19 @@ def record(engine: str, package: Path) -> dict[str, Any]:
     return {"engine": engine, "version": version, "source": source, "flags": dict(sorted(flags.items()))}
 
 
+def text_of(engine: str, version: str) -> str:
+    """The file in catalog/generator_flags/."""
+    cache = DEFAULT_CACHE.expanduser()
+    cache.mkdir(parents=True, exist_ok=True)
+    recorded = record(engine, version, fetch_package(engine, version, cache))
+    return HEADER + yaml.safe_dump(recorded, sort_keys=False, default_flow_style=None, width=110)
+
+
 def main() -> None:
     if len(sys.argv) != 3:
         sys.exit(__doc__)
-    recorded = record(sys.argv[1], Path(sys.argv[2]))
-    path = REPO_ROOT / f"catalog/generator_flags/{recorded['engine']}-{recorded['version']}.yml"
-    path.parent.mkdir(exist_ok=True)
-    text = yaml.safe_dump(recorded, sort_keys=False, default_flow_style=None, width=110)
-    path.write_text(HEADER + text, "utf-8")
+    path = REPO_ROOT / f"catalog/generator_flags/{sys.argv[1]}-{sys.argv[2]}.yml"
+    path.write_text(text_of(*sys.argv[1:]), "utf-8")
 
 
 if __name__ == "__main__":

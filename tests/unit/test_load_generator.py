@@ -5,6 +5,7 @@ write.
 """
 
 import json
+import sys
 
 import pytest
 from ansible_collections.blackwell.serving.plugins.module_utils import load_generator as lg
@@ -181,3 +182,35 @@ def test_the_median_of_the_rounds_counts():
     found = lg.medians(rounds)
     assert (found["tokens_per_s"], found["failed"], found["requests"]) == (900.0, 1, 192)
     assert "1 of 192 requests failed" in lg.summary_line("qwen", LOAD, found)
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    monkeypatch.syspath_prepend(benchmark_files.COLLECTION_ROOT / "tests/tools")
+    import record_load_generators
+
+    yield record_load_generators
+    sys.modules.pop("record_load_generators", None)
+
+
+def test_options_are_read_from_source(recorder):
+    source = """
+group.add_argument("--requests", "-n", type=int, default=3)
+parser.add_argument("--save", action="store_true")
+parser.add_argument("--plot", action=argparse.BooleanOptionalAction)
+parser.add_argument("--kind", choices=["a", "b"])
+parser.add_argument("positional")
+"""
+    assert recorder.options_in(source) == {
+        "--requests": {"kind": "value", "type": "int", "aliases": ["-n"]},
+        "--save": {"kind": "switch"},
+        "--plot": {"kind": "toggle", "negative": "--no-plot"},
+        "--kind": {"kind": "value", "choices": ["a", "b"]},
+    }
+
+
+@pytest.mark.package_index
+@pytest.mark.parametrize(("engine", "version"), [("sglang", "0.5.19"), ("vllm", "0.24.0")])
+def test_recorded_again_from_the_published_package(recorder, engine, version):
+    path = benchmark_files.COLLECTION_ROOT / f"catalog/generator_flags/{engine}-{version}.yml"
+    assert recorder.text_of(engine, version) == path.read_text("utf-8")
