@@ -1,7 +1,7 @@
 """One model on several hosts: SGLang's own multi-node serving (--nnodes, --node-rank, --dist-init-addr).
 
 Source: sglang 0.5.19 ``srt/entrypoints/engine.py`` (Engine._launch_subprocesses): each host runs an equal part of the
-tensor-parallel ranks. The first one, rank 0, serves; the others answer /health alone, once their ranks are up
+tensor-parallel ranks. The first one, rank 0, serves; the others answer /health and no requests, once their ranks are up
 (``launch_dummy_health_check_server`` of ``srt/utils/common.py``), and end when a rank of theirs ends. Pure functions;
 those that a host needs run under its own Python, 3.9 or newer.
 """

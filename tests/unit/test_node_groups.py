@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -17,6 +19,7 @@ from ansible_collections.blackwell.serving.plugins.module_utils.node_groups impo
 from ansible_collections.blackwell.serving.plugins.module_utils.plan_models import plan_models
 from ansible_collections.blackwell.serving.plugins.plugin_utils.plan_files import render
 
+REPO_ROOT = Path(__file__).resolve().parents[2]
 GROUP = [{"host": "one", "address": "10.0.0.1"}, {"host": "two", "address": "10.0.0.2"}]
 BIG = {"name": "big", "engine": "sglang", "model": "Qwen/Qwen2.5-32B-Instruct", "port": 30001, "nodes": "pair",
        "tensor_parallel": 4, "context_length": 8192}  # fmt: skip
@@ -262,3 +265,26 @@ TEN = [f"h{number}" for number in range(10)]
 )
 def test_batches_never_part_the_hosts_of_a_group(sizes, groups, expected):
     assert batch_sizes(sizes, TEN, groups) == expected
+
+
+@pytest.mark.parametrize("playbook", ["deploy.yml", "rollback.yml"])
+def test_the_playbooks_start_a_group_in_one_batch(tmp_path, ansible_playbook, playbook):
+    """With the play's own `serial`: on the example fleet, whose last two hosts share a model, and on a part of it."""
+    plays = yaml.safe_load((REPO_ROOT / "playbooks" / playbook).read_text())
+    (play,) = [play for play in plays if "serial" in play]
+    tasks = [{"ansible.builtin.debug": {"msg": "BATCH {{ ansible_play_batch | join(',') }}"}, "run_once": True}]
+    kept = {key: play[key] for key in ("hosts", "gather_facts", "serial", "vars")}
+    before = {"hosts": "all", "gather_facts": False}
+    assert plays.index(play) > 0, "in the first play there are no hostvars"
+    (tmp_path / "play.yml").write_text(yaml.safe_dump([before, kept | {"tasks": tasks}]))
+
+    def batches(*words):
+        done = ansible_playbook(tmp_path / "play.yml", "-i", REPO_ROOT / "inventory/examples/fleet", *words)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return [batch.split(",") for batch in re.findall(r"BATCH ([\w,-]+)", done.stdout)]
+
+    assert batches("-e", "serving_stack_batches=1") == [
+        ["berlin-1"], ["berlin-2"], ["oslo-1"], ["oslo-2"], ["oslo-3"], ["oslo-4", "oslo-5"],
+    ]  # fmt: skip
+    assert batches("--limit", "oslo-1,llama_70b") == [["oslo-1"], ["oslo-4", "oslo-5"]]
+    assert ansible_playbook("--syntax-check", REPO_ROOT / "playbooks" / playbook).returncode == 0

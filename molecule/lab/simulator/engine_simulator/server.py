@@ -15,8 +15,8 @@ from .timings import Timings
 from .vllm_engine import BLOCK
 
 OPEN = ("/health", "/metrics", "/ping", "/version", "/load")
-# srt/utils/common.py, launch_dummy_health_check_server
-OF_OTHER_RANKS = ("/ping", "/health", "/health_generate")
+# srt/utils/common.py, launch_dummy_health_check_server; /metrics with --enable-metrics
+OF_OTHER_RANKS = ("/ping", "/health", "/health_generate", "/metrics")
 
 
 class Server(ThreadingHTTPServer):
