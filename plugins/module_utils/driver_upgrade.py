@@ -20,7 +20,9 @@ def driver_upgrade(
     project: str,
     drivers: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """{needed, loaded, wanted, refusals}: whether anything is to be done, from which driver to which, what is against it."""
+    """{needed, loaded, wanted, refusals}: whether anything is to be done, from which driver to which, and what is
+    against it.
+    """
     loaded = facts["driver"]["loaded"] or {}
     version = wanted["version_pattern"].removesuffix("-*")
     needed = not packages_fit(facts, wanted) or driver_state(facts, wanted)["action"] != "none"

@@ -31,7 +31,8 @@ def plan_host(
 ) -> dict[str, Any]:
     """The plan (``plan.json``) for a declaration with the keys ``mode``, ``gpus``, ``services``, ``bind_address``,
     ``service_overrides``, ``tuned``, ``gpu_request``, ``project_name``, ``image_locks``, ``models_offline``,
-    ``node_groups``, ``fleet_interface``. Never raises for a bad declaration: the verdict and the errors say what is wrong.
+    ``node_groups``, ``fleet_interface``. Never raises for a bad declaration: the verdict and the errors say what is
+    wrong.
     """
     plan: dict[str, Any] = {
         "schema": SCHEMA,

@@ -33,8 +33,8 @@ def report(states: Mapping[str, Mapping[str, Any]], idempotent: bool = True) -> 
     lines += [_named("untouched", untouched)] if untouched else []
     if idempotent:
         lines.append(
-            "Put right what failed and run the same command again: hosts that are done are left alone, and the first of "
-            "the others goes first."
+            "Put right what failed and run the same command again: hosts that are done are left alone, and the first "
+            "of the others goes first."
         )
     else:
         left = ",".join([*failed, *untouched])

@@ -165,7 +165,9 @@ def test_where_no_release_serves_there_is_nothing_to_start(module, stack):
 def try_out(stack, number=2):
     stack.module.params["trial_seconds"] = 60
     with stack.releases.locked(0):
-        result = stack.deploy(Release("", "", {"services": {}}, {"services": [], "gpus": [], "number": number}), new=True)
+        result = stack.deploy(
+            Release("", "", {"services": {}}, {"services": [], "gpus": [], "number": number}), new=True
+        )
     stack.module.params["trial_seconds"] = 0
     return result
 

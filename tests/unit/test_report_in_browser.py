@@ -1,4 +1,4 @@
-"""report.html and index.html in a real Chromium, through its DevTools pipe: widths, contrast, requests, printing."""
+"""report.html, index.html and status.html in a real Chromium, through its DevTools pipe: widths, contrast, requests."""
 
 import json
 import os
@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.blackwell.serving.plugins.module_utils import fleet_status
 from ansible_collections.blackwell.serving.plugins.module_utils.benchmark_results import record
 from ansible_collections.blackwell.serving.plugins.module_utils.fleet_index import FleetHost, index_view
 from ansible_collections.blackwell.serving.plugins.module_utils.memory_plan import plan_host
 from ansible_collections.blackwell.serving.plugins.plugin_utils.catalog_files import load_catalog
 from ansible_collections.blackwell.serving.plugins.plugin_utils.plan_files import render, render_index
+from ansible_collections.blackwell.serving.plugins.plugin_utils.status_page import status_page
 
 SERVICES = [
     {"name": "tinyllama", "engine": "sglang", "model": "TinyLlama/TinyLlama-1.1B-Chat-v1.0", "port": 30001},
@@ -331,3 +333,47 @@ def test_hosts_are_found_and_sorted(browser: Browser, index: Path) -> None:
         assert free[0] == first(free)
         heading = "document.querySelectorAll('#table thead th')[7]"
         assert browser.evaluate(f"{heading}.getAttribute('aria-sort')") == direction
+
+
+@pytest.fixture(scope="module")
+def status(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fleet's status: a host of each state, made up."""
+    plan = plan_host("two-gpus", {"gpus": GPUS, "services": SERVICES}, load_catalog())
+    services = [
+        {
+            **{key: service[key] for key in ("name", "engine", "engine_version", "image", "gpus")},
+            "state": "running",
+            "health": "healthy",
+            "restarts": 0,
+            "started": "2026-11-25T09:00:00Z",
+            "kv_tokens": None,
+            "planned_kv_tokens": service["kv_tokens"],
+            "used_gib": 4.2,
+            "planned_gib": 5.0,
+            "digest": "sha256:" + "0" * 64,
+        }
+        for service in plan["services"]
+    ]
+    gpus = [{"index": 0, "name": "NVIDIA GeForce RTX 5090", "total_gib": 31.84, "used_gib": 20.0, "planned_gib": 30.4}]
+    views = []
+    for state in fleet_status.STATES:
+        view = fleet_status.host_view("a-host-with-a-rather-long-name." + state.replace(" ", "-"), None, None, "gone")
+        known = {"state": state, "gpus": gpus, "services": services, "services_up": 3, "changes": ["qwen: start"]}
+        views.append(view if state == fleet_status.UNKNOWN else view | known)
+    path = tmp_path_factory.mktemp("status") / "status.html"
+    path.write_text(status_page(fleet_status.fleet_view(views, "2026-11-25T12:00:00Z")), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_status_fits_the_screen_and_can_be_read(browser: Browser, status: Path, width: int, scheme: str) -> None:
+    browser.open(status, width, scheme=scheme)
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    assert browser.evaluate(CUT_OFF) == []
+    contrast = browser.evaluate(FAINT_TEXTS)
+    assert contrast["seen"] > 50
+    assert contrast["faint"] == []
+    requests = [event["params"]["request"]["url"] for event in browser.methods("Network.requestWillBeSent")]
+    assert [url for url in requests if not url.startswith("data:")] == [status.as_uri()]
+    assert browser.methods("Log.entryAdded", "Runtime.exceptionThrown") == []
