@@ -461,6 +461,7 @@ def up(
         "gpus": [GPU_COMMON | GPUS[name] for name in gpu],
         "secure_boot": {"on": True, "off": False, "none": None}[secure_boot],
         "nouveau": nouveau,
+        "isolated": isolated,
     }
     docker("rm", "--force", "--volumes", name, check=False)
     network = ISOLATED if isolated else NETWORK

@@ -87,7 +87,7 @@ class ActionModule(ActionBase):
         Store(str(self.directory)).remove(foreign)
         parts = {"systems": {}, "images": {}, "models": [], "control": {}} | self.arguments["parts"]
         parts["control"] = {"collection": collection, **parts["control"]}
-        now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+        now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         manifest, text = bundle_manifest.written(self.directory, parts, now, f"blackwell.serving {version}")
         wrong = [path for path, sha256 in expected.items() if manifest["files"].get(path, {}).get("sha256") != sha256]
         if wrong:

@@ -70,21 +70,76 @@ def below_root(files: Iterable[Mapping[str, Any]], root: str) -> list[dict[str, 
     return list(found.values())
 
 
-def bundled_suite(repository: Mapping[str, Any]) -> dict[str, str]:
-    """Where a bundle has one of NVIDIA's suites (a repository of driver_plan or toolkit_plan), by its address."""
-    if not repository:
-        return {}
-    return {repository["url"]: "nvidia/" + "/".join(repository["url"].rstrip("/").split("/")[-2:])}
+def suite_wish(plan: Mapping[str, Any], role: str) -> dict[str, Any]:
+    """What a driver_plan or toolkit_plan wants of a bundle: packages, files of apt, where its suite and key belong."""
+    wish = {"role": role, "refused": plan["refused"], "packages": [], "files": [], "repositories": {}, "key_files": {}}
+    if plan["refused"] or not {"packages", "package"} & set(plan):
+        return wish
+    wish["packages"] = plan["packages"] if "packages" in plan else [plan["package"]]
+    wish["files"] = [{"path": f"/etc/apt/preferences.d/{role}", "content": plan["preferences"]}]
+    repository = plan["repository"]
+    if repository:
+        place = "nvidia/" + "/".join(repository["url"].rstrip("/").split("/")[-2:])
+        (key,) = (file["path"] for file in repository["files"] if file.get("signing_key"))
+        wish["files"] += repository["files"]
+        wish["repositories"] = {repository["url"]: place}
+        wish["key_files"] = {f"{place}/{repository['key_file']}": key}
+    return wish
 
 
-def bundled_suite_key(repository: Mapping[str, Any]) -> dict[str, str]:
-    """Where a bundle has that suite's key, named as NVIDIA names it, and which file of a host it is."""
-    return {
-        f"{place}/{repository['key_file']}": file["path"]
-        for place in bundled_suite(repository).values()
-        for file in repository["files"]
-        if file.get("signing_key")
-    }
+def bundle_sets(wishes: Iterable[Mapping[str, Any]], also: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """What roles want as the sets of bundle_packages, and `also` as one more, each once."""
+    found: list[dict[str, Any]] = []
+    for name, packages in [
+        *((wish["role"], wish.get("packages")) for wish in wishes),
+        ("serving_bundle_packages", [*also]),
+    ]:
+        if packages and packages not in [each["packages"] for each in found]:
+            found.append({"name": name, "packages": packages})
+    return found
+
+
+def bundle_pulls(images: Iterable[Mapping[str, Any]], locks: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Images that are needed as engine_images takes them; a lock by id is one of a loaded image, and no digest."""
+    return [
+        {
+            "reference": image["reference"],
+            "lock": {key: value for key, value in locks.get(image["reference"], {}).items() if key == "digest"},
+        }
+        for image in images
+    ]
+
+
+def bundle_downloads(models: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Models that are needed as model_cache takes them."""
+    published = load_catalog().models["models"]
+    return [
+        {
+            "name": model["name"],
+            "revision": model["revision"],
+            "image": model["reference"],
+            "size_bytes": published.get(model["name"], {}).get("weights_bytes", 0),
+        }
+        for model in models
+    ]
+
+
+def bundle_parts(makers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a manifest says besides files, from the variables of the hosts that gathered them."""
+    systems, images, models = {}, {}, []
+    for maker in makers:
+        facts, laid_out = maker["ansible_facts"]["gpu_host"], maker["__serving_bundle_laid_out"]
+        gathered = maker["__serving_bundle_gathered"]
+        systems[bundle_system(facts)] = {
+            "name": facts["os"]["name"],
+            "kernels": maker.get("serving_bundle_kernels") or [facts["kernel"]["release"]],
+            "packages": gathered["packages"],
+            "sources": gathered["sources"],
+        }
+        if laid_out["images"]:
+            images[facts["os"]["deb_architecture"]] = laid_out["images"]
+        models += laid_out["models"]
+    return {"systems": systems, "images": images, "models": models}
 
 
 class FilterModule:
@@ -95,8 +150,11 @@ class FilterModule:
             "bundle_system": bundle_system,
             "bare_facts": bare_facts,
             "below_root": below_root,
-            "bundled_suite": bundled_suite,
-            "bundled_suite_key": bundled_suite_key,
+            "suite_wish": suite_wish,
+            "bundle_sets": bundle_sets,
+            "bundle_pulls": bundle_pulls,
+            "bundle_downloads": bundle_downloads,
+            "bundle_parts": bundle_parts,
             "bundle_lacks": bundle_fit.lacking,
             "bundle_groups": bundle_fit.groups,
             "bundle_apt_source": bundle_fit.apt_source,

@@ -11,8 +11,9 @@ from urllib.parse import unquote, urlsplit
 # Fields of `apt-get indextargets`: apt's doc/acquire-additional-files.md
 FIELDS = ("METAKEY", "FILENAME", "REPO_URI", "BASE_URI", "RELEASE", "COMPONENT", "ARCHITECTURE", "SIGNED_BY")
 FORMAT = "|".join(f"$({field})" for field in ("CREATED_BY", *FIELDS))
-URI_LINE = re.compile(r"^'([^']+)' (\S+) (\d+) (\S*)$", re.MULTILINE)
-COMPRESSIONS = (".xz", ".gz", ".zst", ".bz2", ".lz4", "")
+URI_LINE = re.compile(r"^'([^']+)' (\S+\.deb) (\d+)\b.*$", re.MULTILINE)
+# In the order of apt's Acquire::CompressionTypes
+COMPRESSIONS = (".zst", ".xz", ".bz2", ".lzma", ".gz", ".lz4", "")
 
 
 def parse_targets(text: str) -> list[dict[str, str]]:
@@ -28,8 +29,12 @@ def parse_targets(text: str) -> list[dict[str, str]]:
 
 
 def parse_uris(text: str) -> list[dict[str, Any]]:
-    """`apt-get --print-uris`: {uri, name, size} of each archive; `name` is what apt calls the file in its cache."""
-    return [{"uri": uri, "name": name, "size": int(size)} for uri, name, size, _ in URI_LINE.findall(text)]
+    """`apt-get --print-uris`: {uri, name, size, package, version}; `name` is what apt calls the file that it downloads."""
+    found = []
+    for uri, name, size in URI_LINE.findall(text):
+        package, version, _ = name.rsplit("_", 2)
+        found.append({"uri": uri, "name": name, "size": int(size), "package": package, "version": unquote(version)})
+    return found
 
 
 def place_of(uri: str, repositories: Mapping[str, str]) -> tuple[str, str]:
@@ -56,23 +61,30 @@ def repository_names(targets: Iterable[Mapping[str, str]], named: Mapping[str, s
     return found
 
 
-def index_files(target: Mapping[str, str]) -> list[tuple[str, str]]:
-    """(path in apt's lists, path in the repository) of a target's index and signed release file, as far as they exist."""
-    found = []
-    uncompressed = target["filename"]
-    for suffix in COMPRESSIONS:  # apt tells the name with the suffix that it keeps, or without
-        if suffix and uncompressed.endswith(suffix):
-            uncompressed = uncompressed[: -len(suffix)]
-    below = target["base_uri"][len(target["repo_uri"]) :]
-    for suffix in COMPRESSIONS:
-        if os.path.exists(uncompressed + suffix):
-            found.append((uncompressed + suffix, f"{below}{target['metakey']}{suffix}"))
-            break
-    stem = uncompressed[: -len(target["metakey"])]
-    found += [
-        (stem + name, below + name) for name in ("InRelease", "Release", "Release.gpg") if os.path.exists(stem + name)
+def release_files(target: Mapping[str, str]) -> list[tuple[str, str]]:
+    """(path in apt's lists, path in the repository) of what vouches for a target's index: InRelease, or the older pair."""
+    name = target["filename"]
+    for suffix in filter(None, COMPRESSIONS):  # apt tells the name that it keeps the index under
+        if name.endswith(suffix):
+            name = name[: -len(suffix)]
+    stem, below = name[: -len(target["metakey"])], target["base_uri"][len(target["repo_uri"]) :]
+    return [
+        (stem + each, below + each) for each in ("InRelease", "Release", "Release.gpg") if os.path.exists(stem + each)
     ]
-    return found
+
+
+def listed_index(release: str, metakey: str) -> tuple[str, str] | None:
+    """(name with suffix, SHA-256) of an index in a release file: the first compression that apt itself would ask for."""
+    _, _, section = release.partition("\nSHA256:")
+    listed = {}
+    for line in section.splitlines()[1:]:
+        if not line.startswith(" "):
+            break
+        sha256, _, name = line.split()
+        listed[name] = sha256
+    return next(
+        ((metakey + suffix, listed[metakey + suffix]) for suffix in COMPRESSIONS if metakey + suffix in listed), None
+    )
 
 
 def sources_of(targets: Sequence[Mapping[str, str]], names: Mapping[str, str]) -> list[dict[str, Any]]:

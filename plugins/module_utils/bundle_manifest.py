@@ -66,7 +66,9 @@ def read(directory: Path, expected_sha256: str = "") -> tuple[dict[str, Any], st
         raise BundleError(f"{path} is damaged: {problem}") from problem
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA or not set(PARTS) <= set(manifest):
         version = manifest.get("schema") if isinstance(manifest, dict) else None
-        raise BundleError(f"{path} is of schema {version}, and this collection reads {SCHEMA}; use the one that made it")
+        raise BundleError(
+            f"{path} is of schema {version}, and this collection reads {SCHEMA}; use the one that made it"
+        )
     return manifest, found
 
 

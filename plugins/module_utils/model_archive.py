@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from . import hub_download
 
@@ -68,7 +68,7 @@ class ModelArchive:
         return marker
 
 
-def of(directory: str, name: str, revision: str) -> Optional[ModelArchive]:
+def of(directory: str, name: str, revision: str) -> ModelArchive | None:
     """The archive of a model below a directory; None where there is none."""
     archive = ModelArchive(directory, name, revision) if directory else None
     return archive if archive and (archive.path / MARKER).is_file() else None

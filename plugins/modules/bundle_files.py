@@ -128,7 +128,8 @@ class Host:
 
     def has(self, group: dict[str, Any]) -> bool:
         return bool(
-            (group["image"] and self.has_image(**group["image"])) or (group["model"] and self.has_model(**group["model"]))
+            (group["image"] and self.has_image(**group["image"]))
+            or (group["model"] and self.has_model(**group["model"]))
         )
 
     def inspect(self, kind: str, name: str) -> dict[str, Any] | None:

@@ -98,7 +98,6 @@ from ansible_collections.blackwell.serving.plugins.module_utils.package_set impo
     complaints,
     parse_madison,
     parse_policy,
-    parse_simulation,
     parse_wanted,
 )
 
@@ -124,8 +123,6 @@ class Apt:
                 f"Dir::State::Status={root}/status",
                 f"Dir::State::Extended_states={root}/extended_states",
                 f"Dir::Cache={root}/cache",
-                f"Dir::Cache::Archives={self.archives}",
-                "Acquire::GzipIndexes=true",  # indices stay as they came, so that the release file vouches for them
                 "Acquire::PDiffs=false",
                 "Acquire::Languages=none",
                 "APT::Install-Recommends=false",
@@ -146,7 +143,7 @@ class Apt:
             for path in glob.glob(pattern):
                 if path not in files:
                     shutil.copy(path, os.path.join(self.root, path.lstrip("/")))
-        for folder in ("lists/partial", "cache", "archives/partial", "none/partial"):
+        for folder in ("lists/partial", "cache/archives/partial", "archives"):
             os.makedirs(os.path.join(self.root, folder), exist_ok=True)
         open(os.path.join(self.root, "status"), "w").close()
 
@@ -158,42 +155,74 @@ class Apt:
         return out
 
     def update(self) -> None:
-        code, out, err = self.module.run_command(["apt-get", *self.options, "update"], environ_update=ENVIRONMENT)
-        if code:
-            self.module.fail_json(msg=f"apt-get update failed:\n{complaints(out + err)}")
+        self.run("apt-get", "-o", "APT::Update::Error-Mode=any", "update")
 
-    def chosen(self, packages: list[Any]) -> list[str]:
-        """`name=version` of each package, as apt_package_set chooses it."""
-        wanted = parse_wanted(packages)
-        names = [package.name for package in wanted]
+    def chosen(self, packages: list[Any]) -> list[list[str]]:
+        """For each set its packages as `name=version`, as apt_package_set chooses them."""
+        sets = [parse_wanted(each) for each in packages]
+        names = sorted({package.name for wanted in sets for package in wanted})
         candidates = parse_policy(self.run("apt-cache", "policy", *names))
         offered = parse_madison(self.run("apt-cache", "madison", *names))
         words, lacking = [], []
-        for package in wanted:
-            version = chosen_version(package, candidates, offered)
-            if version is None:
-                versions = ", ".join(offered.get(package.name, [])[:8]) or "none"
-                lacking.append(f"{package.name} {package.version}".rstrip() + f" (offered: {versions})")
-            words.append(f"{package.name}={version}")
+        for wanted in sets:
+            versions = [chosen_version(package, candidates, offered) for package in wanted]
+            words.append([f"{package.name}={version}" for package, version in zip(wanted, versions)])
+            lacking += [package for package, version in zip(wanted, versions) if version is None]
         if lacking:
+            told = "; ".join(
+                f"{package.name} {package.version}".rstrip()
+                + f" (offered: {', '.join(offered.get(package.name, [])[:8]) or 'none'})"
+                for package in lacking
+            )
             kernel = (
                 " Headers of an older kernel leave the archive with it: name kernels that it has in serving_bundle_kernels."
-                if any(text.startswith("linux-") for text in lacking)
+                if any(package.name.startswith("linux-") for package in lacking)
                 else ""
             )
-            self.module.fail_json(msg=f"No package source offers {'; '.join(lacking)}.{kernel}")
+            self.module.fail_json(msg=f"No package source offers {told}.{kernel}")
         return words
 
     def archives_of(self, words: list[str]) -> list[dict[str, Any]]:
-        """All archives of a transaction, also those that were downloaded before."""
-        empty = ["-o", f"Dir::Cache::Archives={self.root}/none"]
-        return apt_bundle.parse_uris(self.run("apt-get", *empty, "--yes", "--quiet", "--print-uris", "install", *words))
+        """All archives that a transaction needs on an empty system."""
+        return apt_bundle.parse_uris(self.run("apt-get", "--yes", "--quiet", "--print-uris", "install", *words))
 
-    def download(self, words: list[str]) -> None:
-        self.run("apt-get", "--yes", "--quiet", "--download-only", "install", *words)
+    def download(self, archives: list[dict[str, Any]]) -> None:
+        """apt verifies each; one that is there whole is not downloaded again."""
+        words = [f"{archive['package']}={archive['version']}" for archive in archives]
+        os.chdir(self.archives)
+        self.run("apt-get", "--quiet", "download", *words)
 
     def targets(self) -> list[dict[str, str]]:
         return apt_bundle.parse_targets(self.run("apt-get", "indextargets", "--format", apt_bundle.FORMAT))
+
+    def index(self, target: dict[str, str]) -> tuple[str, str] | None:
+        """(path here, path in the repository) of an index as the publisher compressed it; the release file vouches for it."""
+        release, _ = apt_bundle.release_files(target)[0]
+        with open(release, encoding="utf-8", errors="replace") as stream:
+            found = apt_bundle.listed_index(stream.read(), target["metakey"])
+        if found is None:
+            return None
+        name, sha256 = found
+        path = os.path.join(self.root, "indices", sha256)
+        if not os.path.exists(path):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            address = target["base_uri"] + name
+            command = [
+                "/usr/lib/apt/apt-helper",
+                *self.options,
+                "download-file",
+                address,
+                f"{path}.new",
+                f"SHA256:{sha256}",
+            ]
+            code, out, err = self.module.run_command(command, environ_update=ENVIRONMENT)
+            if code:
+                self.module.fail_json(
+                    msg=f"{address} cannot be had as the release file has it; run again if the repository was just "
+                    f"changed:\n{complaints(out + err)}"
+                )
+            os.replace(f"{path}.new", path)
+        return path, target["base_uri"][len(target["repo_uri"]) :] + name
 
 
 def lay_out(module: AnsibleModule, apt: Apt, archives: dict[str, dict[str, Any]]) -> tuple[bool, list[dict[str, Any]]]:
@@ -208,7 +237,7 @@ def lay_out(module: AnsibleModule, apt: Apt, archives: dict[str, dict[str, Any]]
         files[f"{names[base]}/{path}"] = os.path.join(apt.archives, archive["name"])
     targets = [target for target in targets if target["repo_uri"] in used]
     for target in targets:
-        for source, path in apt_bundle.index_files(target):
+        for source, path in filter(None, [*apt_bundle.release_files(target), apt.index(target)]):
             files[f"{names[target['repo_uri']]}/{path}"] = source
     sources = apt_bundle.sources_of(
         [target for target in targets if names[target["repo_uri"]].startswith("distribution/")], names
@@ -276,14 +305,13 @@ def main() -> None:
     archives: dict[str, dict[str, Any]] = {}
     versions: dict[str, list[str]] = {}
     there = set(os.listdir(apt.archives))
-    for wanted in module.params["sets"]:
-        words = apt.chosen(wanted["packages"])
-        archives.update({archive["name"]: archive for archive in apt.archives_of(words)})
-        installs, _ = parse_simulation(apt.run("apt-get", "--yes", "--simulate", "install", *words))
-        for name, version in installs.items():
-            if version not in versions.setdefault(name, []):
-                versions[name].append(version)
-        apt.download(words)
+    for words in apt.chosen([wanted["packages"] for wanted in module.params["sets"]]):
+        for archive in apt.archives_of(words):
+            archives[archive["name"]] = archive
+    apt.download(list(archives.values()))
+    for archive in archives.values():
+        known = versions.setdefault(archive["package"], [])
+        known += [] if archive["version"] in known else [archive["version"]]
     changed, sources = lay_out(module, apt, archives)
     fresh = set(os.listdir(apt.archives)) - there
     module.exit_json(
