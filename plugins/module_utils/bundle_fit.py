@@ -156,9 +156,9 @@ def apt_source(sources: Sequence[Mapping[str, Any]], directory: str) -> str:
         lines = [
             "Types: deb",
             f"URIs: file:{directory}/{source['directory']}",
-            f"Suites: {source['suite']}",
+            f"Suites: {source['suite'].rstrip('/') + '/' if flat else source['suite']}",
             *([] if flat else [f"Components: {' '.join(source['components'])}"]),
-            f"Architectures: {source['architecture']}",
+            *([f"Architectures: {source['architecture']}"] if source["architecture"] else []),
             # Its release file was true when the bundle was made, and the manifest holds its content.
             "Check-Valid-Until: no",
             "By-Hash: no",
