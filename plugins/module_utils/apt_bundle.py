@@ -29,7 +29,7 @@ def parse_targets(text: str) -> list[dict[str, str]]:
 
 
 def parse_uris(text: str) -> list[dict[str, Any]]:
-    """`apt-get --print-uris`: {uri, name, size, package, version}; `name` is what apt calls the file that it downloads."""
+    """`apt-get --print-uris`: {uri, name, size, package, version}; `name` is what apt calls the file."""
     found = []
     for uri, name, size in URI_LINE.findall(text):
         package, version, _ = name.rsplit("_", 2)
@@ -62,7 +62,7 @@ def repository_names(targets: Iterable[Mapping[str, str]], named: Mapping[str, s
 
 
 def release_files(target: Mapping[str, str]) -> list[tuple[str, str]]:
-    """(path in apt's lists, path in the repository) of what vouches for a target's index: InRelease, or the older pair."""
+    """(path in apt's lists, path in the repository) of what vouches for an index: InRelease, or the older pair."""
     name = target["filename"]
     for suffix in filter(None, COMPRESSIONS):  # apt tells the name that it keeps the index under
         if name.endswith(suffix):
@@ -74,7 +74,7 @@ def release_files(target: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def listed_index(release: str, metakey: str) -> tuple[str, str] | None:
-    """(name with suffix, SHA-256) of an index in a release file: the first compression that apt itself would ask for."""
+    """(name with suffix, SHA-256) of an index in a release file: the first compression that apt would ask for."""
     _, _, section = release.partition("\nSHA256:")
     listed = {}
     for line in section.splitlines()[1:]:

@@ -34,8 +34,8 @@ def needs(services: Any, catalog: Catalog, also: Iterable[str] = ()) -> dict[str
         name = parse(image.reference)
         if name.digest:
             raise PlanError(
-                "names its image by digest alone, and an archive keeps no digest: name it by a tag, and the bundle locks "
-                "its content",
+                "names its image by digest alone, and an archive keeps no digest: name it by a tag, and the bundle "
+                "locks its content",
                 service=str(service.get("name", "")),
                 key="image",
                 value=image.reference,

@@ -106,7 +106,7 @@ class Store:
                 os.rmdir(folder)
 
     def write_piece(self, piece: str, segments: Sequence[Mapping[str, Any]]) -> None:
-        """Put the bytes of a piece where they belong. The last segment of a file is taken if the whole file is right."""
+        """Put the bytes of a piece where they belong. A file that is whole is taken if it is right."""
         with open(piece, "rb") as stream:
             for segment in segments:
                 place = self.directory / checked_path(segment["path"])

@@ -87,7 +87,9 @@ EXAMPLES = r"""
           - path: images/amd64/engine.tar
             size: 4
             sha256: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
-        image: {reference: "example/engine:1", id: "sha256:0d1f5d1f3a9e6f6b6d2b4f4a1c0e7c9b8a7d6e5f4c3b2a190817263544536271"}
+        image:
+          reference: example/engine:1
+          id: sha256:0d1f5d1f3a9e6f6b6d2b4f4a1c0e7c9b8a7d6e5f4c3b2a190817263544536271
 """
 
 RETURN = r"""
@@ -164,8 +166,8 @@ def compare(module: AnsibleModule, store: Store) -> dict[str, Any]:
     free = free_bytes(options["directory"])
     if size and size + least > free:
         raise BundleError(
-            f"{size / GIB:.1f} GiB of the bundle are to come to {options['directory']}, and {free / GIB:.1f} GiB are free "
-            f"there, of which {options['keep_free_gib']} GiB must stay free. Nothing was sent"
+            f"{size / GIB:.1f} GiB of the bundle are to come to {options['directory']}, and {free / GIB:.1f} GiB are "
+            f"free there, of which {options['keep_free_gib']} GiB must stay free. Nothing was sent"
         )
     if not module.check_mode:
         if stale:

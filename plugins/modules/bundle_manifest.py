@@ -8,8 +8,8 @@ module: bundle_manifest
 short_description: Write or verify the manifest of a bundle, on the control node
 version_added: 0.4.0
 description:
-  - V(verified) reads every byte of a bundle and compares it with C(manifest.json). A file that is missing, foreign or not
-    as it was is named, with what was expected and found, and the task fails.
+  - V(verified) reads every byte of a bundle and compares it with C(manifest.json). A file that is missing, foreign or
+    not as it was is named, with what was expected and found, and the task fails.
   - The host is never contacted.
 options:
   directory:

@@ -9,8 +9,8 @@ short_description: Gather packages and all that they need as a part of their rep
 version_added: 0.4.0
 description:
   - Resolves each of O(sets) against an empty system, with the package sources of this host and those below O(root), so
-    that a host with any minimal installation of this system finds all that it lacks. Nothing is installed, and apt's own
-    state and settings on this host stay as they are.
+    that a host with any minimal installation of this system finds all that it lacks. Nothing is installed, and apt's
+    own state and settings on this host stay as they are.
   - Of each repository its signed release file, its indices and the chosen packages are laid out as they lie in the
     original. So apt verifies the publisher's signatures wherever that part of the repository is read.
   - What was downloaded before is not downloaded again.
@@ -20,7 +20,7 @@ options:
     type: path
     required: true
   root:
-    description: A directory with C(etc/apt) below it, which holds sources, keys and preferences to use besides the host's.
+    description: A directory with C(etc/apt) below it, whose sources, keys and preferences are used besides the host's.
     type: path
     required: true
   files:
@@ -35,7 +35,7 @@ options:
     type: dict
     default: {}
   sets:
-    description: Packages that are installed together, each a list of C(packages) as M(blackwell.serving.apt_package_set) takes them.
+    description: Packages that are installed together, as M(blackwell.serving.apt_package_set) takes them.
     type: list
     elements: dict
     required: true
@@ -175,7 +175,7 @@ class Apt:
                 for package in lacking
             )
             kernel = (
-                " Headers of an older kernel leave the archive with it: name kernels that it has in serving_bundle_kernels."
+                " Headers of a kernel leave the archive with it: name kernels that it has in serving_bundle_kernels."
                 if any(package.name.startswith("linux-") for package in lacking)
                 else ""
             )
@@ -196,7 +196,7 @@ class Apt:
         return apt_bundle.parse_targets(self.run("apt-get", "indextargets", "--format", apt_bundle.FORMAT))
 
     def index(self, target: dict[str, str]) -> tuple[str, str] | None:
-        """(path here, path in the repository) of an index as the publisher compressed it; the release file vouches for it."""
+        """(path here, path in the repository) of an index as the publisher has it; the release file vouches for it."""
         release, _ = apt_bundle.release_files(target)[0]
         with open(release, encoding="utf-8", errors="replace") as stream:
             found = apt_bundle.listed_index(stream.read(), target["metakey"])

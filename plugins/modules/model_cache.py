@@ -58,8 +58,8 @@ options:
     type: path
   directory:
     description:
-      - A directory of the host with models that a bundle brought, as M(blackwell.serving.bundle_contents) lays them out.
-        Those that the cache lacks are moved into it, and only what is not there either is downloaded.
+      - A directory of the host with models that a bundle brought, as M(blackwell.serving.bundle_contents) lays them
+        out. Those that the cache lacks are moved into it, and only what is not there either is downloaded.
     type: path
   token:
     description: Access token of the Hub, for gated and private models.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -188,6 +189,7 @@ MANIFEST = {
     "models": [{"name": "a/b", "revision": "main"}],
     "files": {"images/amd64/e.tar": {"size": 9, "sha256": "3" * 64}},
 }
+OTHER_BRANCH = {"name": "nvidia-driver-cuda", "version": "580.*"}
 NEEDED = {"images": [{"reference": "example/engine:1"}], "models": [{"name": "a/b", "revision": "main"}]}
 
 
@@ -204,18 +206,16 @@ def test_a_bundle_fits_what_it_was_made_for():
 @pytest.mark.parametrize(
     ("wanting", "said"),
     [
-        ({"wishes": {"nvidia_driver": [{"name": "nvidia-driver-cuda", "version": "580.*"}]}}, r"no nvidia-driver-cuda 580\.\*.*it has 595"),
+        ({"wishes": {"nvidia_driver": [OTHER_BRANCH]}}, r"no nvidia-driver-cuda 580\.\*.*it has 595"),
         ({"wishes": {"nvidia_driver": ["linux-headers-6.12.57+deb13-amd64"]}}, "Add that to serving_bundle_kernels"),
-        ({"facts": FACTS | {"os": FACTS["os"] | {"version_id": "12"}}}, "debian13-amd64, and this host is debian12-amd64"),
+        ({"facts": FACTS | {"os": FACTS["os"] | {"version_id": "12"}}}, "debian13-amd64, and this host is debian12"),
         ({"facts": FACTS | {"os": FACTS["os"] | {"deb_architecture": "arm64"}}}, "this host is debian13-arm64"),
-        ({"needed": NEEDED | {"images": [{"reference": "other/engine:2"}]}}, "no image other/engine:2 for amd64; it has example/engine:1"),
+        ({"needed": NEEDED | {"images": [{"reference": "o/e:2"}]}}, "no image o/e:2 for amd64; it has example/engine"),
         ({"needed": NEEDED | {"models": [{"name": "a/c", "revision": "v2"}]}}, r"no model a/c \(v2\); it has a/b"),
         ({"locks": {"example/engine:1": {"digest": "sha256:" + "9" * 64}}}, "the inventory locks sha256:999"),
     ],
 )  # fmt: skip
 def test_what_a_host_needs_and_the_bundle_lacks_is_named(wanting, said):
-    import re
-
     assert re.search(said, lacks(**wanting))
 
 
@@ -258,7 +258,7 @@ def test_a_host_is_sent_what_it_needs_and_nothing_else():
 
 URIS = """Reading package lists...
 'http://mirror/debian/pool/main/d/dkms/dkms_3.2.2-1%7edeb13u1_all.deb' dkms_3.2.2-1~deb13u1_all.deb 60084 MD5Sum:ea15
-'http://mirror/nvidia/debian13/x86_64/./nvidia-open_610.57.04-1_amd64.deb' nvidia-open_610.57.04-1_amd64.deb 658 
+'http://mirror/nvidia/debian13/x86_64/./nvidia-open_610.57.04-1_amd64.deb' nvidia-open_610.57.04-1_amd64.deb 658 MD5:b
 'http://mirror/debian/pool/main/m/mokutil_0.7.2_amd64.deb' mokutil_2%3a0.7.2_amd64.deb 10 SHA256:aa
 """
 TARGETS = (
@@ -362,6 +362,7 @@ def test_the_collection_is_packed_the_same_each_time_and_runs_in_place(tmp_path)
     packed = bundle_collection.archive(root)
     os.utime(root / "site.yml", (1, 1))
     assert bundle_collection.archive(root) == packed
-    names = tarfile.open(fileobj=io.BytesIO(packed)).getnames()
+    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+        names = tar.getnames()
     assert names == [f"blackwell.serving/{name}" for name in (".collections/serving", "galaxy.yml", "site.yml")]
     assert bundle_collection.version(root) == "1.2.3"
