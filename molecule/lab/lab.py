@@ -2,10 +2,11 @@
 """Test hosts for the molecule scenarios: containers that behave like small servers, reached over SSH.
 
     lab.py up HOST [--distribution trixie|bookworm] [--gpu rtx_5090]... [--nouveau] [--secure-boot off|on|none]
-              [--registry] [--behind-proxy] [--like HOST]
+              [--registry] [--behind-proxy] [--isolated] [--like HOST]
                                  start a host, and the package mirror if it does not run; with --registry the image
-                                 registry too, which is then the host's mirror of docker.io; with --like on the disk of
-                                 another host of the scenario as it is now, without the data of its Docker
+                                 registry too, which is then the host's mirror of docker.io; isolated, it has a way to
+                                 this machine and no other; with --like on the disk of another host of the scenario as it
+                                 is now, without the data of its Docker
     lab.py down HOST|--all       remove hosts and everything that is theirs
     lab.py ssh HOST [COMMAND]    log in as `admin`, who may use sudo
     lab.py status                what runs
@@ -43,6 +44,7 @@ CACHE = HERE.parents[1] / ".cache/lab"
 # A lab of another name in another subnet lives beside this one, for a second checkout on the same machine.
 NETWORK = os.environ.get("LAB_NAME", "blackwell-lab")
 SUBNET = os.environ.get("LAB_SUBNET", "172.31.251.0/24")
+ISOLATED = f"{NETWORK}-isolated"  # a network that leads nowhere
 MIRROR, MIRROR_ADDRESS = f"{NETWORK}-mirror", SUBNET.replace(".0/24", ".2")
 PROXY, PROXY_ADDRESS, PROXY_USER = f"{NETWORK}-proxy", SUBNET.replace(".0/24", ".3"), "lab:pass-the-gate-1"
 NOWHERE = "192.0.2.1"  # RFC 5737: an address of no machine
@@ -260,8 +262,9 @@ def fetch_wheels() -> None:
 
 
 def ensure_network() -> None:
-    if not docker("network", "ls", "--quiet", "--filter", f"name=^{NETWORK}$").strip():
-        docker("network", "create", "--subnet", SUBNET, "--label", LABEL, NETWORK)
+    for name, options in ((NETWORK, ["--subnet", SUBNET]), (ISOLATED, ["--internal"])):
+        if not docker("network", "ls", "--quiet", "--filter", f"name=^{name}$").strip():
+            docker("network", "create", *options, "--label", LABEL, name)
 
 
 def ensure_mirror() -> bool:
@@ -508,6 +511,7 @@ def up(
     registry: bool = False,
     behind_proxy: bool = False,
     like: str = "",
+    isolated: bool = False,
 ) -> dict:
     name = container_name(scenario, host)
     if docker("ps", "--quiet", "--filter", f"name=^{name}$").strip():
@@ -524,11 +528,14 @@ def up(
         "gpus": [GPU_COMMON | GPUS[name] for name in gpu],
         "secure_boot": {"on": True, "off": False, "none": None}[secure_boot],
         "nouveau": nouveau,
+        "isolated": isolated,
     }
     docker("rm", "--force", "--volumes", name, check=False)
-    for address in free_addresses():
+    network = ISOLATED if isolated else NETWORK
+    for address in [None] if isolated else free_addresses():
         try:
-            place = [f"--name={name}", f"--hostname={host}", f"--network={NETWORK}", f"--ip={address}"]
+            place = [f"--name={name}", f"--hostname={host}", f"--network={network}"]
+            place += [f"--ip={address}"] if address else [f"--dns={NOWHERE}"]
             place += [f"--add-host=mirror:{NOWHERE}"] if behind_proxy else []
             labels = [f"--label={LABEL}", f"--label={LABEL}.scenario={scenario}", f"--label={LABEL}.host={host}"]
             labels += [f"--label={LABEL}.registry"] if registry else []
@@ -573,7 +580,9 @@ def host_files(hardware: dict, distribution: str) -> bytes:
             "Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg\n\n"
             for path, names in (("debian", suites), ("debian-security", f"{distribution}-security"))
         ),
-        "etc/apt/sources.list.d/kernel.sources": "Types: deb\nURIs: http://mirror/kernel\nSuites: /\nTrusted: yes\n",
+        "etc/apt/keyrings/lab-kernel.asc": (CACHE / "mirror/compute/cuda/repos/debian12/x86_64/lab.pub").read_text(),
+        "etc/apt/sources.list.d/kernel.sources": "Types: deb\nURIs: http://mirror/kernel\nSuites: /\n"
+        "Signed-By: /etc/apt/keyrings/lab-kernel.asc\n",
         "etc/pip.conf": "[global]\nindex-url = http://mirror/pypi/simple\ntrusted-host = mirror\n",
     }
     buffer = io.BytesIO()
@@ -593,8 +602,7 @@ def free_addresses() -> list[str]:
 
 
 def address_of(name: str) -> str:
-    form = f'{{{{(index .NetworkSettings.Networks "{NETWORK}").IPAddress}}}}'
-    return docker("inspect", "--format", form, name).strip()
+    return docker("inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", name).strip()
 
 
 def down(scenario: str, host: str | None) -> dict:
@@ -629,7 +637,7 @@ def hosts() -> list[dict]:
     lines = docker("ps", "--filter", f"label={LABEL}.host", "--format", form).splitlines()
     # All addresses in one look: a host of another scenario may be gone a moment later.
     template = "{{range .Containers}}{{.Name}} {{.IPv4Address}}{{println}}{{end}}"
-    network = docker("network", "inspect", "--format", template, NETWORK, check=False)
+    network = docker("network", "inspect", "--format", template, NETWORK, ISOLATED, check=False)
     places = (line.partition(" ")[::2] for line in network.splitlines())
     addresses = {name: place.partition("/")[0] for name, place in places if place}
     return [
@@ -719,6 +727,7 @@ def main() -> None:
     start.add_argument("--behind-proxy", action="store_true", help="the mirror is out of reach, but for the proxy")
     start.add_argument("--registry", action="store_true")
     start.add_argument("--like", default="", metavar="HOST", help="start on a copy of that host's disk")
+    start.add_argument("--isolated", action="store_true", help="in a network without mirror, registry or way out")
     stop = commands.add_parser("down")
     stop.add_argument("host", nargs="?")
     stop.add_argument("--all", action="store_true")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ansible_collections.blackwell.serving.plugins.module_utils import docker_decisions
@@ -17,6 +17,12 @@ def docker_plan(facts: dict[str, Any], **wishes: Any) -> dict[str, Any]:
         return {"refused": str(refusal)}
 
 
+def mirror_address(variables: Mapping[str, Any]) -> str:
+    """Where a host of serving_registry_mirrors answers, by its variables."""
+    place = variables.get("serving_fleet_address") or variables.get("ansible_host") or variables["inventory_hostname"]
+    return f"http://{place}:{variables.get('registry_mirror_port', 5000)}"
+
+
 class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
-        return {"docker_plan": docker_plan}
+        return {"docker_plan": docker_plan, "mirror_address": mirror_address}

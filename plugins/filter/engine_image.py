@@ -22,6 +22,7 @@ def image_plan(
     archive_directory: str,
     machine: str = "x86_64",
     refresh: bool = False,
+    also: Sequence[str] = (),
 ) -> dict[str, Any]:
     """{images, unlocked, repositories, locks}; a refusal is `{refused: why}`, else `refused` is empty."""
     try:
@@ -42,6 +43,7 @@ def image_plan(
             read_catalog("start_path")["start_path"],
             archive_directory,
             refresh,
+            also,
         )
         return {
             "refused": "",
@@ -49,7 +51,8 @@ def image_plan(
             "unlocked": image_decisions.unlocked(images),
             "locks": checked,
             "repositories": image_decisions.repositories(
-                [entry["reference"] for entry in catalog["images"].values()] + [image["reference"] for image in images]
+                [entry["reference"] for entry in catalog["images"].values()]
+                + [image["reference"] for image in images if image["libraries"]]
             ),
         }
     except (ImageRefused, BuildRefused, ValueError) as refusal:

@@ -101,7 +101,7 @@ def _check_branch_drives(branch: str, version: str, needed: dict[str, list[str]]
 
 
 def repository(suite: str, facts: Facts, packages: Catalog, settings: dict[str, str]) -> dict[str, Any]:
-    """A suite of NVIDIA's as {suite, url, files}.
+    """A suite of NVIDIA's as {suite, url, key_file, files}.
 
     `settings` has `url` (base of the repositories), `key_url` and `key_fingerprint`; empty ones mean NVIDIA's own.
     `files` are for the module managed_files: the signing key, the source, and those that name the same suite with
@@ -125,6 +125,7 @@ def repository(suite: str, facts: Facts, packages: Catalog, settings: dict[str, 
     return {
         "suite": suite,
         "url": url,
+        "key_file": own["file"],
         "files": [
             {"path": key_path, "signing_key": signing_key},
             {"path": _source_path(suite, system_suites), "content": source},

@@ -55,13 +55,15 @@ def wanted_images(
     start_path: Mapping[str, Sequence[Mapping[str, Any]]],
     archive_directory: str,
     refresh: bool = False,
+    also: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
-    """What engine_images is told: one entry for each image that `services` of a plan name, in their order.
+    """What engine_images is told: one entry for each image that `services` of a plan name, in their order, and `also`.
 
     `archives` by image: a path on the host, or `{src: path on the control node}`. `build` gives the build of an image,
     or None. `estimates`: GiB on disk by engine. `start_path`: the
     libraries to look at, by engine.
     """
+    services = [*services, *({"image": reference, "engine": None} for reference in also)]
     archives = {lock_key(parse(str(text))): where for text, where in archives.items()}
     wanted: dict[str, dict[str, Any]] = {}
     for service in services:
@@ -87,7 +89,7 @@ def wanted_images(
         if image["source"] == "pull":
             image["estimated_gib"] = estimates.get(service["engine"], 0)
         image["libraries"] = [
-            {"name": library["name"], "files": library["files"]} for library in start_path[service["engine"]]
+            {"name": library["name"], "files": library["files"]} for library in start_path.get(service["engine"], [])
         ]
         wanted[key] = image
     return list(wanted.values())
@@ -96,10 +98,13 @@ def wanted_images(
 def _archive(key: str, where: Any, directory: str) -> dict[str, Any]:
     if isinstance(where, str) and where:
         return {"archive": where}
+    if isinstance(where, Mapping) and set(where) == {"once"} and where["once"]:
+        return {"archive": str(where["once"]), "archive_kept": False}
     if isinstance(where, Mapping) and set(where) == {"src"} and where["src"]:
         return {"archive": f"{directory}/{str(where['src']).rsplit('/', 1)[-1]}", "archive_follows": True}
     raise ImageRefused(
-        f"engine_image_archives, {key}: {where!r} is neither a path on the host nor {{src: path on the control node}}"
+        f"engine_image_archives, {key}: {where!r} is neither a path on the host, nor {{once: path on the host}}, nor "
+        "{src: path on the control node}"
     )
 
 

@@ -155,6 +155,18 @@ def parse_simulation(text: str) -> tuple[dict[str, str], list[str]]:
     return installs, sorted(set(removes))
 
 
+def is_local_source(path: str, text: str) -> bool:
+    """Whether a file of sources.list.d names package sources on this host's own disks, and no others."""
+    if path.endswith(".sources"):
+        found = re.findall(r"^URIs:((?:.*\n(?:[ \t].*\n)*)|.*)", text + "\n", re.MULTILINE | re.IGNORECASE)
+        addresses = " ".join(found).split()
+    elif path.endswith(".list"):
+        addresses = re.findall(r"^\s*deb(?:-src)?\s+(?:\[[^\]]*\]\s+)?(\S+)", text, re.MULTILINE)
+    else:
+        return False
+    return bool(addresses) and all(address.startswith(("file:", "copy:")) for address in addresses)
+
+
 def upstream_version(version: str) -> str:
     """A Debian version without epoch and revision."""
     return re.sub(r"^\d+:", "", version).rpartition("-")[0] or version

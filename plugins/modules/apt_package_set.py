@@ -74,6 +74,12 @@ options:
     description: Whether a package source was just changed, so that the lists must be refreshed in any case.
     type: bool
     default: false
+  local_sources:
+    description:
+      - Whether apt uses only the package sources on this host's own disks (C(file:)), for this call. Others in
+        C(/etc/apt) stay, and are not asked.
+    type: bool
+    default: false
   install_recommends:
     description: Whether apt also installs what the packages recommend.
     type: bool
@@ -147,6 +153,8 @@ versions:
 import glob
 import os
 import re
+import shutil
+import tempfile
 from fnmatch import fnmatchcase
 
 from ansible.module_utils.basic import AnsibleModule
@@ -158,6 +166,7 @@ from ansible_collections.blackwell.serving.plugins.module_utils.package_set impo
     chosen_version,
     complaints,
     dkms_complaints,
+    is_local_source,
     last_words,
     needed_steps,
     parse_dkms_status,
@@ -203,8 +212,20 @@ class PackageSet:
             "Dpkg::Options::=--force-confold",
             "-o",
             f"APT::Install-Recommends={str(parameters['install_recommends']).lower()}",
+            *self.source_options(),
         ]
         self.architecture = self.run(["dpkg", "--print-architecture"]).strip()
+
+    def source_options(self) -> list[str]:
+        """Options with which apt sees no other package source than those that it may use."""
+        if not self.module.params["local_sources"]:
+            return []
+        folder = tempfile.mkdtemp(prefix="sources-", dir=self.module.tmpdir)
+        for path in sorted(glob.glob("/etc/apt/sources.list.d/*")):
+            if is_local_source(path, text_of(path)):
+                shutil.copy(path, folder)
+        options = ("Dir::Etc::SourceList=/dev/null", f"Dir::Etc::SourceParts={folder}", "APT::Get::List-Cleanup=false")
+        return [word for option in options for word in ("-o", option)]
 
     def run(self, command: list[str], may_fail: bool = False) -> str:
         code, out, err = self.module.run_command(command, environ_update=ENVIRONMENT)
@@ -287,8 +308,9 @@ class PackageSet:
     def resolved(self, install: list[Wanted]) -> list[str]:
         """`name=version` for apt-get; fails where a package is not offered in a version that will do."""
         names = [package.name for package in install]
-        candidates = parse_policy(self.run(["apt-cache", "policy", *names]))
-        offered = parse_madison(self.run(["apt-cache", "madison", *names]))
+        apt_cache = ["apt-cache", *self.source_options()]
+        candidates = parse_policy(self.run([*apt_cache, "policy", *names]))
+        offered = parse_madison(self.run([*apt_cache, "madison", *names]))
         words, missing = [], []
         for package in install:
             version = chosen_version(package, candidates, offered)
@@ -465,6 +487,7 @@ def main() -> None:
                 },
             },
             "sources_changed": {"type": "bool", "default": False},
+            "local_sources": {"type": "bool", "default": False},
             "install_recommends": {"type": "bool", "default": False},
             "record": {"type": "path", "default": "/var/lib/blackwell-serving/put_there.json"},
             "lock_timeout": {"type": "int", "default": 300},

@@ -42,6 +42,10 @@ options:
         description: Path of the archive on the host.
         type: path
         default: ""
+      archive_kept:
+        description: Whether the archive stays on the host once it is loaded.
+        type: bool
+        default: true
       archive_follows:
         description: Whether an archive that is not there is reported in RV(awaited) instead of an error.
         type: bool
@@ -389,6 +393,8 @@ class EngineImages:
             image.digest = image.lock_digest or pull.digest
         elif image.action == "load":
             image_store.load(docker, image.reference, image.options["archive"], image.lock_id, self.progress, timeout)
+            if not image.options["archive_kept"]:
+                os.unlink(image.options["archive"])
         elif image.action == "build":
             image_store.build(docker, image.reference, image.options["build"], self.progress, timeout)
         if image.action in ("pull", "tag") and image.lock_digest and image.name.tagged:
@@ -503,6 +509,7 @@ def main() -> None:
                     "source": {"type": "str", "choices": ["pull", "load", "build", "present"], "default": "pull"},
                     "lock": {"type": "dict", "default": {}},
                     "archive": {"type": "path", "default": ""},
+                    "archive_kept": {"type": "bool", "default": True},
                     "archive_follows": {"type": "bool", "default": False},
                     "build": {"type": "dict", "default": {}},
                     "estimated_gib": {"type": "float", "default": 0},

@@ -56,6 +56,11 @@ options:
   path:
     description: A directory of the host that is the cache, instead of O(volume). The container runs as its owner.
     type: path
+  directory:
+    description:
+      - A directory of the host with models that a bundle brought, as M(blackwell.serving.bundle_contents) lays them
+        out. Those that the cache lacks are moved into it, and only what is not there either is downloaded.
+    type: path
   token:
     description: Access token of the Hub, for gated and private models.
     type: str
@@ -101,9 +106,9 @@ EXAMPLES = r"""
 RETURN = r"""
 models:
   description:
-    - Each model and what became of it. C(state) is V(present), V(fetched), V(adopted) (the Hub was out of reach, and
-      the cache looks complete), V(local) (a directory of the host), in check mode V(missing), or V(unknown) where only
-      a container could tell.
+    - Each model and what became of it. C(state) is V(present), V(fetched), V(placed) (from O(directory)), V(adopted)
+      (the Hub was out of reach, and the cache looks complete), V(local) (a directory of the host), in check mode
+      V(missing), or V(unknown) where only a container could tell.
   returned: always
   type: list
   elements: dict
@@ -133,7 +138,7 @@ import sys
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.blackwell.serving.plugins.module_utils import hub_download
+from ansible_collections.blackwell.serving.plugins.module_utils import hub_download, model_archive
 
 HOME = "/cache/huggingface"  # in the container
 TOKEN_VARIABLE = "serving_stack_huggingface_token"
@@ -388,7 +393,7 @@ class Run:
         self.module.fail_json(msg=text, **self.facts())
 
     def facts(self) -> dict[str, Any]:
-        done = [result for result in self.results if result["state"] in ("fetched", "adopted", "missing")]
+        done = [result for result in self.results if result["state"] in ("fetched", "placed", "adopted", "missing")]
         lines = {
             result["name"]: f"{result['name']} {result['revision']} {result.get('commit') or ''}".rstrip() + "\n"
             for result in self.results
@@ -441,6 +446,25 @@ class Run:
                 left.append(model)
         return left
 
+    def place(self, cache: Cache, pending: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Move models of a bundle into the cache; those that none was brought for are left."""
+        left = []
+        for model in pending:
+            brought = model_archive.of(self.module.params["directory"] or "", model["name"], model["revision"])
+            if brought and cache.home is None:
+                self.fail(f"The bundle's models cannot be moved into {cache.source}, which the host cannot read.")
+            if not brought:
+                left.append(model)
+            elif self.module.check_mode:
+                self.note(model, "missing", bytes=model["size_bytes"])
+            else:
+                try:
+                    marker = brought.move_into(cache.home)
+                except (OSError, ValueError) as error:
+                    self.fail(f"{model['name']} of the bundle cannot be moved into {cache.source}: {error}")
+                self.note(model, "placed", commit=marker["commit"], bytes=sum(marker["files"].values()))
+        return left
+
     def check_disk(self, cache: Cache, pending: list[dict[str, Any]]) -> None:
         there = {m["name"]: hub_download.partial_bytes(cache.home, m["name"]) if cache.home else 0 for m in pending}
         self.needed = sum(max(0, model["size_bytes"] - there[model["name"]]) for model in pending)
@@ -489,7 +513,7 @@ class Run:
                     self.fail("docker is not installed, and the models are downloaded by the engines' images.")
                 cache.make()
             with cache.lock() if not self.module.check_mode else contextlib.nullcontext():
-                pending = self.pending(cache)
+                pending = self.place(cache, self.pending(cache))
                 if pending:
                     self.check_tokens(cache, pending)
                     self.check_disk(cache, pending)
@@ -521,6 +545,7 @@ def main() -> None:
             "volume": {"type": "str"},
             "project": {"type": "str"},
             "path": {"type": "path"},
+            "directory": {"type": "path"},
             "token": {"type": "str", "no_log": True},
             "proxy": {"type": "str", "no_log": True},
             "endpoint": {"type": "str"},

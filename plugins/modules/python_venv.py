@@ -31,6 +31,11 @@ options:
     description: The package index, where it is not the one that pip is configured with.
     type: str
     default: ""
+  find_links:
+    description:
+      - A directory on the host with the packages as wheels. With it, no index is asked; the hashes count all the same.
+    type: path
+    default: ""
   proxy:
     description:
       - Proxies for downloads, with the keys C(http), C(https) and C(no_proxy); without them, those of the environment.
@@ -116,13 +121,14 @@ class Environment:
         if code:
             self.module.fail_json(msg=f"{self.python} cannot make {self.path}: {(out + err).strip()}")
 
-    def install(self, requirements: str, index_url: str) -> None:
+    def install(self, requirements: str, index_url: str, find_links: str) -> None:
+        source = ["--no-index", "--find-links", find_links] if find_links else []
         with tempfile.NamedTemporaryFile("w", dir=self.module.tmpdir, suffix=".txt") as file:
             file.write(requirements)
             file.flush()
             pip = [str(self.path / "bin/python"), "-m", "pip", "--disable-pip-version-check", "--no-input", "install"]
             code, out, err = self.module.run_command(
-                [*pip, "--require-hashes", "--no-deps", "--only-binary", ":all:", "--requirement", file.name],
+                [*pip, *source, "--require-hashes", "--no-deps", "--only-binary", ":all:", "--requirement", file.name],
                 environ_update={
                     **proxy_environment(self.module.params["proxy"]),
                     **({"PIP_INDEX_URL": index_url} if index_url else {}),
@@ -139,6 +145,7 @@ def main() -> None:
             "requirements": {"type": "str", "required": True},
             "python": {"type": "path", "default": "/usr/bin/python3"},
             "index_url": {"type": "str", "default": ""},
+            "find_links": {"type": "path", "default": ""},
             "proxy": {"type": "dict", "default": {}, "no_log": True},
         },
         supports_check_mode=True,
@@ -157,7 +164,7 @@ def main() -> None:
             environment.make()
             environment = Environment(module)
         if install:
-            environment.install(module.params["requirements"], module.params["index_url"])
+            environment.install(module.params["requirements"], module.params["index_url"], module.params["find_links"])
     after = wanted if module.check_mode else installed(environment.site_packages)
     wrong = [f"{name} {version}" for name, version in wanted.items() if after.get(name) != version]
     if wrong:

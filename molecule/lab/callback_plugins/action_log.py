@@ -21,6 +21,7 @@ DOCUMENTATION = """
 ON_CONTROL_NODE = {
     "add_host",
     "assert",
+    "bundle_manifest",
     "debug",
     "fail",
     "fleet_index",
