@@ -4,9 +4,9 @@
     lab.py up HOST [--distribution trixie|bookworm] [--gpu rtx_5090]... [--nouveau] [--secure-boot off|on|none]
               [--registry] [--behind-proxy] [--isolated] [--like HOST]
                                  start a host, and the package mirror if it does not run; with --registry the image
-                                 registry too, which is then the host's mirror of docker.io; isolated, it has a way to
-                                 this machine and no other; with --like on the disk of another host of the scenario as it
-                                 is now, without the data of its Docker
+                                 registry too, which is then the host's mirror of docker.io; isolated, it has a way
+                                 to this machine and no other; with --like on the disk of another host of the scenario
+                                 as it is now, without the data of its Docker
     lab.py down HOST|--all       remove hosts and everything that is theirs
     lab.py ssh HOST [COMMAND]    log in as `admin`, who may use sudo
     lab.py status                what runs

@@ -12,12 +12,14 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
@@ -709,3 +711,81 @@ def test_a_start_with_an_option_that_was_to_crash_ends(host):
     engine = where.start("sglang-cu129", SGLANG, TINY, "--sampling-backend=pytorch")
     assert engine.ends() != 0
     assert "illegal memory access" in engine.log
+
+
+# Under a real Prometheus
+
+
+def test_a_real_prometheus_fires_when_an_engine_dies_and_resolves_when_it_is_back(host, tmp_path):
+    """With the rules as they are shipped, but for how long an engine has to be down."""
+    if not shutil.which("prometheus"):
+        pytest.skip("prometheus is not installed (Debian: prometheus)")
+    from ansible_collections.blackwell.serving.plugins.module_utils.monitoring_files import alert_rules
+
+    card = host()
+    engines = {
+        "sglang": card.start("sglang-cu129", SGLANG, TINY, "--enable-metrics", "--mem-fraction-static=0.3").healthy(),
+        "vllm": card.start("vllm-cu129", VLLM, TINY, "--gpu-memory-utilization=0.2").healthy(),
+    }
+    rules = LAB.parents[1] / "roles/monitoring/files/rules"
+    changed = alert_rules(yaml.safe_load((rules / "alerts.yml").read_text()), {"EngineDown": {"for": "2s"}})
+    (tmp_path / "alerts.yml").write_text(yaml.safe_dump(changed))
+    targets = [
+        {"targets": [f"127.0.0.1:{engine.port}"], "labels": {"host": "box1", "service": f"my-{name}", "engine": name}}
+        for name, engine in engines.items()
+    ]
+    configuration = {
+        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+        "rule_files": [str(rules / "recording.yml"), str(tmp_path / "alerts.yml")],
+        "scrape_configs": [{"job_name": "engines", "static_configs": targets}],
+    }
+    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(configuration))
+    port = free_port()
+    options = [f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data"]
+    with (tmp_path / "prometheus.log").open("w") as log:
+        prometheus = subprocess.Popen(
+            ["prometheus", *options, f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=log
+        )
+    try:
+        ask = PrometheusAt(port)
+        for engine in engines.values():
+            for _ in range(3):
+                engine.get("/v1/completions", {"model": TINY, "prompt": "The capital of", "max_tokens": 4})
+        for series in ("service:requests_waiting", "service:kv_usage_ratio", "service:time_to_first_token_seconds:p95"):
+            assert ask.until(series, lambda found: len(found) == 2) == {"my-sglang", "my-vllm"}
+        firing = 'ALERTS{alertname="EngineDown", alertstate="firing"}'
+        assert ask.until(firing, lambda found: not found) == set()
+        engines["vllm"].process.kill()
+        assert ask.until(firing, bool) == {"my-vllm"}
+        flags = [f"--port={engines['vllm'].port}", "--gpu-memory-utilization=0.2"]
+        card.start("vllm-cu129", VLLM, TINY, *flags)
+        assert ask.until(firing, lambda found: not found) == set()
+    finally:
+        prometheus.kill()
+        prometheus.wait()
+
+
+class PrometheusAt:
+    """A Prometheus that runs on this machine."""
+
+    def __init__(self, port: int) -> None:
+        self.address = f"http://127.0.0.1:{port}/api/v1/query"
+
+    def services(self, query: str) -> set[str] | None:
+        """The services that the answer names; None where it does not answer yet."""
+        try:
+            with urllib.request.urlopen(
+                f"{self.address}?{urllib.parse.urlencode({'query': query})}", timeout=20
+            ) as answer:
+                return {one["metric"]["service"] for one in json.load(answer)["data"]["result"]}
+        except OSError:
+            return None
+
+    def until(self, query: str, wanted, seconds: float = 120) -> set[str]:
+        end = time.monotonic() + seconds
+        while True:
+            found = self.services(query)
+            if found is not None and wanted(found):
+                return found
+            assert time.monotonic() < end, f"{query}: {found}"
+            time.sleep(0.2)

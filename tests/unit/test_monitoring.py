@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,49 @@ def test_changes_to_alerts_are_made_and_the_others_stay(alerts, promtool, tmp_pa
 def test_a_typo_is_no_silent_alert(alerts, changes, said):
     with pytest.raises(monitoring_files.MonitoringError, match=re.escape(said)):
         monitoring_files.alert_rules(alerts, changes)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"monitoring_extra_scrape_configs": [{"job_name": "gateway", "static_configs": [{"targets": ["a:1"]}]}]}],
+)
+def test_prometheus_takes_the_whole_configuration(promtool, run_tool, tmp_path, more):
+    """As the role would write it on a monitor, foretold by check mode."""
+    play = [
+        {
+            "hosts": "all",
+            "gather_facts": False,
+            "tasks": [
+                {"ansible.builtin.include_role": {"name": "blackwell.serving.monitoring"}},
+                {
+                    "ansible.builtin.copy": {
+                        "dest": str(tmp_path / "diff.json"),
+                        "content": "{{ __monitoring_result.diff | to_json }}",
+                    },
+                    "check_mode": False,
+                },
+            ],
+        }
+    ]
+    host = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, "serving_services": SERVICES}
+    host |= {"monitoring_grafana_admin_password": "correct horse", "monitoring_directory": str(tmp_path / "monitoring")}
+    inventory = {"all": {"hosts": {"box1": host | more}}}
+    (tmp_path / "play.yml").write_text(json.dumps(play))
+    (tmp_path / "hosts.yml").write_text(json.dumps(inventory))
+    done = run_tool("ansible-playbook", str(tmp_path / "play.yml"), "-i", str(tmp_path / "hosts.yml"), "--check")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for entry in json.loads((tmp_path / "diff.json").read_text()):
+        path = Path(entry["after_header"])
+        if "/prometheus/" in str(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(entry["after"].replace("/etc/prometheus", str(tmp_path / "monitoring/prometheus")))
+    configuration = tmp_path / "monitoring/prometheus/prometheus.yml"
+    if more:  # it is a secret then, which no diff shows
+        assert configuration.read_text() == "(another secret)\n"
+        return
+    status, said = promtool("check", "config", configuration)
+    assert status == 0, said
+    assert "2 rule files found" in said
 
 
 # ---- targets -------------------------------------------------------------------------------------------

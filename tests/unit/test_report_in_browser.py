@@ -1,4 +1,4 @@
-"""report.html, index.html and status.html in a real Chromium, through its DevTools pipe: widths, contrast, requests."""
+"""The pages in a real Chromium, driven through its DevTools pipe: widths, contrast, requests, console, printing."""
 
 import json
 import os
