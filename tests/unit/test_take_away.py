@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from ansible_collections.blackwell.serving.plugins.module_utils.put_there import Record
@@ -28,7 +29,7 @@ def host(tmp_path: Path, run_module):
 
     class Host:
         record = tmp_path / "put_there.json"
-        answers: dict = {}
+        answers: ClassVar[dict] = {}
 
         def write(self, *files):
             return run_module("managed_files", files=[{**OWN, **file} for file in files])
@@ -108,7 +109,8 @@ def test_a_file_that_had_been_written_already_is_nobodys_to_take(host, tmp_path:
 def test_packages_go_that_were_not_there_and_holds_that_were_not_there(host):
     host.packages(installed=["driver", "library", "gone-since"], held=["driver", "docker.io"], removed=["closed"])
     host.answers = {
-        "dpkg-query": "driver hold installed\nlibrary install installed\ndocker.io hold installed\nother install installed\n",
+        "dpkg-query": "driver hold installed\nlibrary install installed\n"
+        "docker.io hold installed\nother install installed\n",
         "apt-get --simulate": "Purg driver [1]\nPurg library [1]\n",
     }
     done = host.take()
