@@ -58,7 +58,7 @@ def pull(fleet: Path, tmp_path: Path, host: str = "box1") -> str:
 def test_a_host_plans_for_itself_when_git_has_something_new(fleet, tmp_path):
     pull(fleet, tmp_path)
     plans = tmp_path / "plans"
-    assert [path.name for path in plans.iterdir()] == ["box1"]
+    assert {path.name for path in plans.iterdir()} == {"box1", "index.html"}
     first = (plans / "box1/plan.json").read_text()
 
     shutil.rmtree(plans)
