@@ -438,6 +438,7 @@ def main() -> None:
         },
         required_if=[("state", "present", ["compose", "definition"])],
         supports_check_mode=True,
+        no_log=True,  # the host's log would show what is nested in a list, secrets too
     )
     docker = StackDocker(Host(), module.params["project"], module.params["docker_socket"])
     run = {"present": run_present, "absent": run_absent}[module.params["state"]]

@@ -17,6 +17,8 @@ sys.path.insert(0, str(HERE.parent))
 
 import lab  # noqa: E402
 
+# Debian's Alertmanager reads its default templates from files.
+TEMPLATES = [f"/usr/share/prometheus/alertmanager/{name}.tmpl" for name in ("default", "email")]
 DEBIAN = {
     "prometheus": {
         "packages": ["prometheus", "promtool"],
@@ -25,7 +27,8 @@ DEBIAN = {
     },
     "alertmanager": {
         "packages": ["prometheus-alertmanager"],
-        "programs": {"/usr/bin/prometheus-alertmanager": "/usr/bin/alertmanager", "/usr/bin/amtool": "/usr/bin/amtool"},
+        "programs": {"/usr/bin/prometheus-alertmanager": "/usr/bin/alertmanager", "/usr/bin/amtool": "/usr/bin/amtool"}
+        | {path: path for path in TEMPLATES},
         "data": "/alertmanager",
     },
     "node_exporter": {
