@@ -136,3 +136,11 @@ def write_gpu_code():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_host(monkeypatch):
+    """Modules that a test runs in this process warn as on a host, where nothing of Ansible's control node is loaded."""
+    from ansible.module_utils import _internal
+
+    monkeypatch.setattr(_internal, "is_controller", False)
