@@ -61,7 +61,9 @@ options:
         description: Its group's number.
         type: int
   secrets:
-    description: Files whose content appears in no output, no log and no diff.
+    description:
+      - Files whose content appears in no output and no diff. The host's log would have it, as it has all parameters; a
+        task with secrets sets the variable C(ansible_no_target_syslog).
     type: list
     elements: dict
     default: []
@@ -158,6 +160,7 @@ EXAMPLES = r"""
     reload:
       - {service: nginx, files: [nginx/*], check: [nginx, -t], signal: HUP}
   vars:
+    ansible_no_target_syslog: true
     front_compose: "{{ lookup('ansible.builtin.template', 'compose.yaml.j2') }}"
 """
 
@@ -438,7 +441,6 @@ def main() -> None:
         },
         required_if=[("state", "present", ["compose", "definition"])],
         supports_check_mode=True,
-        no_log=True,  # the host's log would show what is nested in a list, secrets too
     )
     docker = StackDocker(Host(), module.params["project"], module.params["docker_socket"])
     run = {"present": run_present, "absent": run_absent}[module.params["state"]]
