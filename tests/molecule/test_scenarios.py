@@ -15,7 +15,6 @@ UNPROVEN = {
     "fleet",
     "interrupted",
     "monitoring",
-    "multinode",
     "operate",
     "registry_mirror",
     "remove",
