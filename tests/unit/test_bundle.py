@@ -313,8 +313,8 @@ def test_files_of_apt_move_below_another_root_with_the_keys_they_name():
         {"path": "/etc/apt/sources.list.d/x.sources", "content": "Signed-By: /etc/apt/keyrings/x.gpg\n"},
         {"path": "/etc/profile.d/cuda.sh", "content": "export A=1\n"},
     ]
-    assert filters.below_root(files, "/work") == [
-        {"path": "/work/etc/apt/sources.list.d/x.sources", "content": "Signed-By: /work/etc/apt/keyrings/x.gpg\n"}
+    assert filters.below_root(files, "/private") == [
+        {"path": "/private/etc/apt/sources.list.d/x.sources", "content": "Signed-By: /private/etc/apt/keyrings/x.gpg\n"}
     ]
 
 
