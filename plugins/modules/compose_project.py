@@ -41,7 +41,7 @@ options:
     type: list
     elements: dict
     default: []
-    suboptions:
+    suboptions: &file
       path:
         description: Path below O(directory).
         type: str
@@ -68,24 +68,11 @@ options:
     elements: dict
     default: []
     suboptions:
-      path:
-        description: Path below O(directory).
-        type: str
-        required: true
-      content:
-        description: What it holds.
-        type: str
-        required: true
+      <<: *file
       mode:
         description: Its permissions.
         type: str
         default: "0400"
-      owner:
-        description: Its owner's number; by default who runs the module.
-        type: int
-      group:
-        description: Its group's number.
-        type: int
   reload:
     description: How a service that runs reads changed files again.
     type: list

@@ -24,13 +24,7 @@ options:
     description: Socket of the Docker engine.
     type: path
     default: /var/run/docker.sock
-attributes:
-  check_mode:
-    support: full
-    description: Reads the same.
-  diff_mode:
-    support: none
-    description: Nothing is changed.
+extends_documentation_fragment: blackwell.serving.only_reads
 author:
   - The blackwell.serving maintainers
 """

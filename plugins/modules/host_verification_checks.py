@@ -102,9 +102,7 @@ attributes:
   check_mode:
     support: full
     description: Does the same, but pulls no image.
-  diff_mode:
-    support: none
-    description: Nothing is changed.
+extends_documentation_fragment: blackwell.serving.only_reads
 author:
   - The blackwell.serving maintainers
 """

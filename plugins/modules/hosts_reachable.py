@@ -29,9 +29,7 @@ attributes:
   check_mode:
     support: full
     description: Asks the same.
-  diff_mode:
-    support: none
-    description: Nothing is changed.
+extends_documentation_fragment: blackwell.serving.only_reads
 author:
   - The blackwell.serving maintainers
 """

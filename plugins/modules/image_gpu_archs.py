@@ -44,13 +44,7 @@ options:
       - JSON file that remembers what was read, by the image's id, so that a second look starts no container.
       - It is written in check mode too.
     type: path
-attributes:
-  check_mode:
-    support: full
-    description: Reads the same.
-  diff_mode:
-    support: none
-    description: Nothing is changed.
+extends_documentation_fragment: blackwell.serving.only_reads
 author:
   - The blackwell.serving maintainers
 """

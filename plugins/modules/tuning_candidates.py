@@ -58,9 +58,7 @@ attributes:
   check_mode:
     support: full
     description: Changes nothing in any mode.
-  diff_mode:
-    support: none
-    description: Nothing is changed.
+extends_documentation_fragment: blackwell.serving.only_reads
 author:
   - The blackwell.serving maintainers
 """
