@@ -14,8 +14,6 @@ stack that none has taken.
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import json
 import sys
 import time
@@ -26,10 +24,10 @@ from typing import Any
 from card import Card, versions
 from commands import differences
 from engine_log import figures, telling
+from program import KEYS, claimed, parser, today
 from running import Box, Load, NotUp, Running, all_at_once
 from verdicts import checks, table
 
-KEYS = {"NVIDIA H100 80GB HBM3": "h100_sxm", "NVIDIA H200": "h200"}
 START_ALLOWANCE = 100  # a start is not begun with less than this many seconds left
 
 
@@ -42,7 +40,7 @@ class Acceptance:
         self.result: dict[str, Any] = {
             "stack": stack,
             "about": about["about"],
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "date": today(),
             "gpu": card.product,
             "driver": card.driver,
             "versions": versions(box.sites),
@@ -143,24 +141,10 @@ class Acceptance:
         print(f"{time.strftime('%H:%M:%S')} GPU {self.card.gpu} {self.stack}: {words}", flush=True)
 
 
-def claimed(out: Path, stack: str) -> bool:
-    """Whether this process may take the stack: it is the first to ask."""
-    try:
-        (out / f"taken.{stack}").touch(exist_ok=False)
-    except FileExistsError:
-        return False
-    return True
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("stacks", nargs="+")
-    parser.add_argument("--sites", type=Path, required=True)
-    parser.add_argument("--prepared", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--gpu", type=int, default=0)
-    parser.add_argument("--deadline", type=float, default=float("inf"), help="seconds since 1970")
-    options = parser.parse_args()
+    words = parser()
+    words.add_argument("stacks", nargs="+")
+    options = words.parse_args()
     (options.out / "logs").mkdir(parents=True, exist_ok=True)
     box = Box(options.sites, options.prepared, 31000 + 1000 * options.gpu)
     about = json.loads((options.prepared / "stacks.json").read_text())

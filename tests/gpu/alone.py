@@ -10,19 +10,16 @@ Several may run at the same time, each with a --gpu of its own and the same OUT.
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import fcntl
 import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from accept import KEYS, claimed
-from card import Card, versions
+from card import Card
 from commands import differences
 from parts import parts
+from program import KEYS, claimed, conditions_of, parser, shared_result, without_paths
 from running import Box, Load, NotUp, Running
 
 START_ALLOWANCE = 90  # no variant begins with less than this many seconds left
@@ -52,37 +49,21 @@ def measure(
     return found
 
 
-def add(out: Path, about: Mapping[str, Any], name: str, found: Mapping[str, Any]) -> None:
-    """Write one variant into alone.json, which several of these programs share."""
-    file = out / "alone.json"
-    with (out / "alone.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        known = json.loads(file.read_text()) if file.exists() else {**about, "variants": {}}
-        known["variants"][name] = found
-        file.write_text(json.dumps(known, indent=1) + "\n")
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--sites", type=Path, required=True)
-    parser.add_argument("--prepared", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--gpu", type=int, default=0)
-    parser.add_argument("--deadline", type=float, default=float("inf"), help="seconds since 1970")
-    options = parser.parse_args()
+    options = parser().parse_args()
     (options.out / "logs").mkdir(parents=True, exist_ok=True)
     box = Box(options.sites, options.prepared, 51000 + 1000 * options.gpu)
     declared = json.loads((options.prepared / "stacks.json").read_text())
     with Card(options.gpu, declared["shown_gib"], options.out) as card:
-        about = {"date": datetime.datetime.now(datetime.UTC).date().isoformat(), "shown_gib": card.shown_gib}
-        about |= {"gpu": card.product, "driver": card.driver, "versions": versions(box.sites)}
+        about = conditions_of(card, box.sites)
         for name, variant in declared["alone"].items():
             if time.time() > options.deadline - START_ALLOWANCE or not claimed(options.out, f"alone.{name}"):
                 continue
             plan = json.loads((options.prepared / "plans" / KEYS[card.product] / f"alone_{name}.json").read_text())
             found = measure(name, plan, variant["load"], box, card, options.out)
-            told = json.loads(json.dumps(found).replace(f"{options.prepared}/models/", "MODELS/"))
-            add(options.out, about, name, told)
+            told = without_paths(found, options.prepared)
+            with shared_result(options.out / "alone.json", {**about, "variants": {}}) as result:
+                result["variants"][name] = told
             print(
                 time.strftime("%H:%M:%S"), f"GPU {options.gpu}", name, json.dumps(told.get("parts", told)), flush=True
             )

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import contextlib
-import datetime
 import json
 import statistics
 import time
@@ -21,9 +20,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from accept import KEYS
 from card import Card, versions
 from commands import differences
+from program import KEYS, today
 from running import Box, Load, Running
 
 ROUNDS = 3
@@ -52,7 +51,7 @@ def main() -> None:
     (options.out / "logs").mkdir(parents=True, exist_ok=True)
     about = json.loads((options.prepared / "stacks.json").read_text())
     comparison, gpus = about["comparison"], [int(gpu) for gpu in options.gpus.split(",")]
-    result: dict[str, Any] = {**comparison, "date": datetime.datetime.now(datetime.UTC).date().isoformat()}
+    result: dict[str, Any] = {**comparison, "date": today()}
     result |= {"shown_gib": about["shown_gib"], "rounds": ROUNDS, "measured": {}}
     names = list(comparison["variants"])
     together = [names] if len(gpus) >= len(names) else [[name] for name in names]

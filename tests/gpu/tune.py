@@ -10,9 +10,6 @@ may run at the same time, each with a --gpu of its own and the same OUT.
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import fcntl
 import json
 import sys
 import time
@@ -20,10 +17,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from accept import KEYS, claimed
-from card import Card, versions
+from card import Card
 from commands import differences
 from compare import medians
+from program import KEYS, claimed, conditions_of, parser, shared_result, without_paths
 from running import Box, Load, NotUp, Running, diagnosis
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / ".collections"))
@@ -55,28 +52,17 @@ def attempt(plan: Mapping[str, Any], tune: Mapping[str, Any], box: Box, card: Ca
     return found
 
 
-def write(out: Path, result: dict[str, Any], trials: list[dict[str, Any]], name: str, found: Mapping[str, Any]) -> None:
-    """Add one trial to tune.json, which several of these programs share, and decide anew."""
-    file = out / "tune.json"
-    with (out / "tune.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        known = json.loads(file.read_text()) if file.exists() else {**result, "trials": trials}
-        known["trials"] = [{**one, **found} if one["name"] == name else one for one in known["trials"]]
-        now, *others = known["trials"]
-        tried = [one for one in others if "command" in one]
-        if now.get("medians"):
-            known["decision"] = tuning.decide(now["medians"], tried, known["margin"], known["first_token_margin"])
-        file.write_text(json.dumps(known, indent=1) + "\n")
+def add(result: dict[str, Any], name: str, found: Mapping[str, Any]) -> None:
+    """Add what came of one trial, and decide anew."""
+    result["trials"] = [{**one, **found} if one["name"] == name else one for one in result["trials"]]
+    now, *others = result["trials"]
+    tried = [one for one in others if "command" in one]
+    if now.get("medians"):
+        result["decision"] = tuning.decide(now["medians"], tried, result["margin"], result["first_token_margin"])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--sites", type=Path, required=True)
-    parser.add_argument("--prepared", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--gpu", type=int, default=0)
-    parser.add_argument("--deadline", type=float, default=float("inf"), help="seconds since 1970")
-    options = parser.parse_args()
+    options = parser().parse_args()
     (options.out / "logs").mkdir(parents=True, exist_ok=True)
     box = Box(options.sites, options.prepared, 33000 + 1000 * options.gpu)
     declared = json.loads((options.prepared / "stacks.json").read_text())
@@ -84,9 +70,8 @@ def main() -> None:
     with Card(options.gpu, declared["shown_gib"], options.out) as card:
         trials = json.loads((options.prepared / "plans" / KEYS[card.product] / "tune.json").read_text())
         plans = {trial["name"]: trial.pop("plan") for trial in trials}
-        result = {key: tune[key] for key in ("about", "margin", "first_token_margin", "rounds", "load")}
-        result |= {"date": datetime.datetime.now(datetime.UTC).date().isoformat(), "shown_gib": card.shown_gib}
-        result |= {"gpu": card.product, "driver": card.driver, "versions": versions(box.sites)}
+        begin = {key: tune[key] for key in ("about", "margin", "first_token_margin", "rounds", "load")}
+        begin |= {**conditions_of(card, box.sites), "trials": trials}
         for name, plan in plans.items():
             if plan is None or time.time() > options.deadline - START_ALLOWANCE:
                 continue
@@ -94,8 +79,9 @@ def main() -> None:
                 continue
             log = options.out / "logs" / f"tune.{name.replace(' ', '_')}.full"
             found = attempt(plan, tune, box, card, log)
-            told = json.loads(json.dumps(found).replace(f"{options.prepared}/models/", "MODELS/"))
-            write(options.out, result, trials, name, told)
+            told = without_paths(found, options.prepared)
+            with shared_result(options.out / "tune.json", begin) as result:
+                add(result, name, told)
             shown = told.get("medians") or told.get("problem")
             print(time.strftime("%H:%M:%S"), f"GPU {options.gpu}", name, json.dumps(shown), flush=True)
 
