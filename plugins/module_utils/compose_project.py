@@ -46,13 +46,17 @@ class Reload(NamedTuple):
 
 
 class Project(NamedTuple):
-    """What is wanted. `definition` is the Compose file as a dictionary, `compose` its text."""
+    """What is wanted. `definition` is the Compose file as a dictionary, `compose` its text.
+
+    `images`: by service, what runs in place of the image that the Compose file names.
+    """
 
     name: str
     definition: Mapping[str, Any]
     compose: str
     files: Sequence[File]
     reloads: Sequence[Reload] = ()
+    images: Mapping[str, str] = {}
 
 
 class State(NamedTuple):
@@ -64,12 +68,16 @@ class State(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What there is to do. `files`: those that differ; `gone`: paths; `reloads`: in the order to do them."""
+    """What there is to do. `files`: those that differ; `gone`: paths; `reloads`: in the order to do them.
+
+    `trials`: reloads of services that move, and so read their files anyway, files that they have not read yet.
+    """
 
     files: Sequence[File]
     gone: Sequence[str]
     steps: Sequence[Step]
     reloads: Sequence[Reload]
+    trials: Sequence[Reload]
 
     def __bool__(self) -> bool:
         return bool(self.files or self.gone or self.reloads or any(step.changes for step in self.steps))
@@ -137,12 +145,14 @@ def loaded_now(project: Project) -> dict[str, str]:
 
 
 def with_files(project: Project) -> dict[str, Any]:
-    """The definition, each service with the digest of the files for which its container is made anew."""
+    """The definition, each service with its image and the digest of the files for which its container is made anew."""
     services = {}
     for name, service in (project.definition.get("services") or {}).items():
         again = [reload for reload in project.reloads if reload.service == name]
         fixed = [f for f in read_by(project, name) if not any(_matches(reload, f.path) for reload in again)]
         services[name] = {**service, **({"files": digest(fixed)} if fixed else {})}
+        if name in project.images:
+            services[name]["image"] = project.images[name]
     return {**project.definition, "services": services}
 
 
@@ -158,16 +168,17 @@ def change_to(
     order = list(definition["services"])
     containers = containers_of(project.name, inspected)
     steps = steps_to(definition, order, {}, containers, images, state.definition)
-    untouched = set(order) - {step.service for step in steps if step.changes}
+    moving = {step.service for step in steps if step.changes}
     loaded = loaded_now(project)
-    stale = {name for name in loaded if name in untouched and loaded[name] != state.loaded.get(name)}
+    stale = {name for name in loaded if loaded[name] != state.loaded.get(name)}
     wanted = all_files(project)
     names = {file.path for file in wanted}
     return Change(
         files=[file for file in wanted if differs(directory, file)],
         gone=[path for path in state.files if path not in names and os.path.lexists(os.path.join(directory, path))],
         steps=steps,
-        reloads=[reload for reload in project.reloads if reload.service in stale],
+        reloads=[reload for reload in project.reloads if reload.service in stale - moving],
+        trials=[reload for reload in project.reloads if reload.service in stale & moving],
     )
 
 
@@ -176,8 +187,16 @@ def all_files(project: Project) -> list[File]:
     return [
         *project.files,
         File(COMPOSE, project.compose),
-        File(OVERRIDE, labels_file(with_files(project))),
+        File(OVERRIDE, override(project)),
     ]
+
+
+def override(project: Project) -> str:
+    """Labels of what each container is made from, and the images that run in place of the Compose file's."""
+    text = labels_file(with_files(project))
+    for name, image in project.images.items():
+        text = text.replace(f"  {name}:\n", f"  {name}:\n    image: {image}\n", 1)
+    return text
 
 
 def differs(directory: str, file: File) -> bool:
@@ -206,7 +225,7 @@ def content_of(directory: str, path: str) -> str | None:
 def write(directory: str, file: File) -> None:
     """In one step; a reader sees the old or the new file, and nobody a secret in between."""
     path = os.path.join(directory, file.path)
-    _make_directory(os.path.dirname(path))
+    make_directory(os.path.dirname(path))
     handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".")
     try:
         with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
@@ -223,10 +242,10 @@ def write(directory: str, file: File) -> None:
         raise
 
 
-def _make_directory(path: str) -> None:
+def make_directory(path: str) -> None:
     """With those above it; containers of any user may enter, whatever the umask is."""
     if not os.path.isdir(path):
-        _make_directory(os.path.dirname(path))
+        make_directory(os.path.dirname(path))
         os.mkdir(path)
         os.chmod(path, 0o755)
 

@@ -68,6 +68,11 @@ def merged(
     return sorted([*kept, *new], key=lambda worker: worker["id"])
 
 
+def shown(workers: Iterable[Mapping[str, str]]) -> str:
+    """As `--diff` shows them."""
+    return "".join(f"{worker['id']}  {worker['model_id']}  {worker['url']}\n" for worker in workers)
+
+
 def chosen(workers: Iterable[Mapping[str, str]], host: str, services: Iterable[str]) -> list[str]:
     """Ids of a host's workers, of these services or of all."""
     wanted = {worker_id(host, service) for service in services}

@@ -22,6 +22,7 @@ from .stack_steps import PROJECT_LABEL
 STOP_SECONDS = 30
 # How long a restart of dockerd may take; with live-restore, containers run on meanwhile.
 ENGINE_BACK_SECONDS = 120
+APART_SECONDS = 60
 _ENGINE_GONE = re.compile(
     r"Cannot connect to the Docker daemon|error during connect|connection (?:reset|refused)|broken pipe|\bEOF$"
 )
@@ -157,6 +158,14 @@ class StackDocker:
     def execute(self, identity: str, command: Sequence[str]) -> None:
         """Run a command in a container; DockerProblem with its own words where its status is not 0."""
         self._do(lambda: self.compose([]).container.execute(identity, list(command)))
+
+    def execute_apart(self, files: Sequence[str], service: str, command: Sequence[str]) -> None:
+        """As `execute`, in a container of the service that is made for it alone and goes again."""
+        paths = [word for path in files for word in ("--file", path)]
+        words = ["docker", "compose", "--project-name", self.project, *paths, "run", "--rm", "--no-deps", "--no-TTY"]
+        done = self.host.run([*words, "--entrypoint", command[0], service, *command[1:]], timeout=APART_SECONDS)
+        if done.status != 0:
+            raise DockerProblem("\n".join((done.stdout + done.stderr).strip().splitlines()[-5:]))
 
     def signal(self, identity: str, name: str) -> None:
         self._do(lambda: self.compose([]).container.kill(identity, signal=name))

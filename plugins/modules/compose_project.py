@@ -12,8 +12,8 @@ description:
     stays untouched; what is not wanted any more is removed.
   - A service whose mounted files changed is made anew, or told to read them again where O(reload) says how. Mount
     directories and not single files, because a file is replaced and a mount of it would keep the old one.
-  - All services have to run and to be healthy in the end. If not, or if a check of O(reload) fails, the files that were
-    there come back, with the containers that ran with them, and the module fails with the last lines of the log.
+  - All services have to run and to be healthy in the end. If not, the files that were there come back, with the
+    containers that ran with them, and the module fails with the last lines of the log.
   - An interrupted run is finished by the next one.
   - Changes need python-on-whales, see O(venv). Check mode needs neither that nor Docker.
 options:
@@ -89,7 +89,9 @@ options:
         elements: str
         required: true
       check:
-        description: Command in the service's container that judges the new files; a status other than 0 refuses them.
+        description:
+          - Command in the service's container that judges the new files, before anything moves. A status other than 0
+            refuses them, and nothing changes. For a service that is made anew it runs in a container made for it alone.
         type: list
         elements: str
         default: []
@@ -175,148 +177,11 @@ rolled_back:
   type: bool
 """
 
-import os
-import shutil
-import time
-
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.blackwell.serving.plugins.module_utils.compose_project import (
-    COMPOSE,
-    OVERRIDE,
-    STATE,
-    Change,
-    File,
-    Project,
-    Reload,
-    State,
-    change_to,
-    diff_of,
-    kept,
-    loaded_now,
-    problem_of,
-    put_back,
-    read_state,
-    with_files,
-    write,
-    write_state,
-)
+from ansible_collections.blackwell.serving.plugins.module_utils.compose_project import File, Project, Reload
+from ansible_collections.blackwell.serving.plugins.module_utils.compose_runner import Runner, answer, take_down
 from ansible_collections.blackwell.serving.plugins.module_utils.host_facts.host import Host
-from ansible_collections.blackwell.serving.plugins.module_utils.stack_docker import (
-    DockerProblem,
-    StackDocker,
-    load_python_on_whales,
-)
-from ansible_collections.blackwell.serving.plugins.module_utils.stack_releases import Locked, Releases
-from ansible_collections.blackwell.serving.plugins.module_utils.stack_steps import containers_of
-
-# A container without a health check counts as up when it ran this long without a restart.
-SETTLED_SECONDS = 3
-LOG_LINES = 15
-
-
-class Runner:
-    """Brings the project to this host."""
-
-    def __init__(self, module: AnsibleModule, project: Project, docker: StackDocker) -> None:
-        self.module, self.project, self.docker = module, project, docker
-        self.directory = module.params["directory"]
-        self.compose_files = [os.path.join(self.directory, name) for name in (COMPOSE, OVERRIDE)]
-
-    def change(self) -> Change:
-        there = self.docker.answers() if self.module.check_mode else self.docker.answers_again()
-        inspected = self.docker.containers() if there else []
-        images = self.docker.images(service["image"] for service in self.project.definition["services"].values())
-        return change_to(self.project, self.directory, read_state(self.directory), inspected, images)
-
-    def apply(self, change: Change) -> None:
-        """Raises DockerProblem or OSError where it does not work; then everything is as it was."""
-        self.pull_missing()
-        state = read_state(self.directory)
-        before = kept(self.directory, [*(file.path for file in change.files), *change.gone])
-        moves = any(step.changes for step in change.steps)
-        try:
-            for file in change.files:
-                write(self.directory, file)
-            put_back(self.directory, [(path, None) for path in change.gone])
-            if change.steps:
-                self.bring(change)
-            self.reload(change)
-        except (DockerProblem, OSError) as problem:
-            put_back(self.directory, before)
-            raise Undone(str(problem), self.come_back(state) if moves else "") from problem
-        paths = [file.path for file in self.project.files]
-        write_state(self.directory, State(paths, loaded_now(self.project), with_files(self.project)))
-
-    def pull_missing(self) -> None:
-        references = [service["image"] for service in self.project.definition["services"].values()]
-        for reference, identity in self.docker.images(references).items():
-            if identity is None:
-                self.docker.pull(reference)
-
-    def bring(self, change: Change) -> None:
-        leave = {step.service for step in change.steps if step.clears or step.action == "restart"}
-        self.docker.remove([box.id for box in self.containers() if box.service in leave])
-        try:
-            self.docker.up(self.compose_files, self.module.params["wait_timeout"])
-        except DockerProblem as problem:
-            raise DockerProblem(f"{problem}\n{self.failing()}".strip()) from problem
-        settle = [box for box in self.containers() if not box.health and box.service in self.moved(change)]
-        if settle:
-            time.sleep(SETTLED_SECONDS)
-        failing = self.failing()
-        if failing:
-            raise DockerProblem(failing)
-
-    def moved(self, change: Change) -> set:
-        return {step.service for step in change.steps}
-
-    def containers(self) -> list:
-        return containers_of(self.project.name, self.docker.containers())
-
-    def failing(self) -> str:
-        """Services that are not up, each with the end of its log; empty where all are."""
-        found = []
-        services = self.project.definition["services"]
-        for container in self.containers():
-            inspected = self.docker.container(container.id) or {}
-            restarts = inspected.get("RestartCount") or 0
-            well = container.status == "running" and container.health in ("", "healthy")
-            if container.service in services and not (well and (container.health or not restarts)):
-                lines = "".join(f"\n  {line}" for _, line in self.docker.log(container.id, tail=LOG_LINES))
-                state = f"{container.status} {container.health}".strip()
-                found.append(f"{container.service} is {state}, {restarts} restarts; its last lines:{lines}")
-        return "\n".join(found)
-
-    def reload(self, change: Change) -> None:
-        """All checks first, so that a refused file was read by nobody."""
-        identities = {container.service: container.id for container in self.containers()}
-        for reload in change.reloads:
-            if reload.check:
-                self.docker.execute(identities[reload.service], reload.check)
-        for reload in change.reloads:
-            if reload.command:
-                self.docker.execute(identities[reload.service], reload.command)
-            if reload.signal:
-                self.docker.signal(identities[reload.service], reload.signal)
-
-    def come_back(self, state: State) -> str:
-        """Run what ran before; empty where that worked, else how things are now."""
-        try:
-            if state.definition is None:
-                self.docker.remove([box.id for box in self.containers()])
-                return "Nothing ran before, and nothing is left running."
-            self.docker.up(self.compose_files, self.module.params["wait_timeout"])
-        except DockerProblem as problem:
-            return f"What ran before did not come back: {problem}"
-        return ""
-
-
-class Undone(Exception):
-    """What failed; `left` says how things are now, and is empty where they are as before."""
-
-    def __init__(self, reason: str, left: str) -> None:
-        super().__init__(reason)
-        self.left = left
+from ansible_collections.blackwell.serving.plugins.module_utils.stack_docker import StackDocker
 
 
 def project_of(parameters: dict) -> Project:
@@ -332,55 +197,13 @@ def project_of(parameters: dict) -> Project:
     return Project(parameters["project"], parameters["definition"], parameters["compose"], files, reloads)
 
 
-def result_of(change: Change) -> dict:
-    return {
-        "changed": bool(change),
-        "steps": [step._asdict() for step in change.steps],
-        "files": [file.path for file in change.files] + list(change.gone),
-        "reloaded": [reload.service for reload in change.reloads],
-    }
-
-
-def need_docker(module: AnsibleModule, docker: StackDocker) -> None:
-    if not docker.answers():
-        module.fail_json(msg="No Docker engine answers: run playbooks/provision.yml. Nothing was changed.")
-    load_python_on_whales(module.params["venv"])
-
-
-def run_present(module: AnsibleModule, docker: StackDocker, lock: Releases) -> dict:
-    project = project_of(module.params)
-    problem = problem_of(project)
-    if problem:
-        module.fail_json(msg=f"{problem}. Nothing was changed.")
-    runner = Runner(module, project, docker)
-    directory = module.params["directory"]
-    change = runner.change()
-    result = result_of(change) | {"diff": diff_of(directory, change)}
-    if module.check_mode or not (change or change.steps):
-        return result
-    need_docker(module, docker)
-    with lock.locked(module.params["lock_timeout"]):
-        try:
-            runner.apply(runner.change())
-        except Undone as problem:
-            left = problem.left or "What ran before runs."
-            module.fail_json(msg=f"{problem}\n{left}", changed=bool(problem.left), rolled_back=not problem.left)
-    return result
-
-
-def run_absent(module: AnsibleModule, docker: StackDocker, lock: Releases) -> dict:
-    directory, name = module.params["directory"], module.params["project"]
-    state = read_state(directory)
-    present = os.path.exists(os.path.join(directory, STATE)) or bool(containers_of(name, docker.containers()))
-    if module.check_mode or not present:
-        return {"changed": present}
-    need_docker(module, docker)
-    with lock.locked(module.params["lock_timeout"]):
-        docker.remove([container.id for container in containers_of(name, docker.containers())])
-        docker.down(module.params["volumes"])
-        put_back(directory, [(path, None) for path in [*state.files, COMPOSE, OVERRIDE, STATE]])
-    shutil.rmtree(directory)
-    return {"changed": True}
+def run(module: AnsibleModule) -> dict:
+    parameters = module.params
+    docker = StackDocker(Host(), parameters["project"], parameters["docker_socket"])
+    how = (module.check_mode, parameters["venv"], parameters["lock_timeout"])
+    if parameters["state"] == "absent":
+        return take_down(docker, parameters["directory"], parameters["volumes"], *how)
+    return Runner(project_of(parameters), docker, parameters["directory"], parameters["wait_timeout"]).run(*how)
 
 
 def main() -> None:
@@ -429,15 +252,7 @@ def main() -> None:
         required_if=[("state", "present", ["compose", "definition"])],
         supports_check_mode=True,
     )
-    docker = StackDocker(Host(), module.params["project"], module.params["docker_socket"])
-    run = {"present": run_present, "absent": run_absent}[module.params["state"]]
-    try:
-        result = run(module, docker, Releases(module.params["directory"]))
-    except Locked as holder:
-        module.fail_json(msg=f"Another run is still at it: {holder}. Nothing was changed.")
-    except DockerProblem as problem:
-        module.fail_json(msg=str(problem))
-    module.exit_json(**result)
+    answer(module, lambda: run(module))
 
 
 if __name__ == "__main__":

@@ -113,13 +113,10 @@ from ansible_collections.blackwell.serving.plugins.module_utils.gateway_workers 
     drain,
     entry,
     merged,
+    shown,
     wait_until_ready,
     worker_id,
 )
-
-
-def shown(workers: list) -> str:
-    return "".join(f"{worker['id']}  {worker['model_id']}  {worker['url']}\n" for worker in workers)
 
 
 def run_drained(module: AnsibleModule, manifest: Manifest, smg: Smg) -> dict:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible_collections.blackwell.serving.plugins.module_utils import compose_runner
+from ansible_collections.blackwell.serving.plugins.module_utils.stack_docker import DockerProblem
 
 RECORDINGS = Path(__file__).resolve().parents[1] / "fixtures/host_facts"
 
@@ -144,3 +146,92 @@ def as_on_a_host(monkeypatch):
     from ansible.module_utils import _internal
 
     monkeypatch.setattr(_internal, "is_controller", False)
+
+
+class MadeUpDocker:
+    """An engine and a Compose as `stack_docker.StackDocker` uses them; `up` reads the Compose files for real.
+
+    `refuses`: what does not work once; `crashing`: services that do not stay up; `done`: what was asked for.
+    """
+
+    def __init__(self, project: str):
+        self.project, self.socket = project, "/nowhere"
+        self.boxes: dict[str, dict[str, Any]] = {}
+        self.there: set[str] | None = None  # images, None: all
+        self.digests: dict[str, str] = {}
+        self.refuses, self.crashing, self.done = set(), set(), []
+        self.host = self
+
+    def answers(self):
+        return True
+
+    def answers_again(self):
+        return True
+
+    def docker_api(self, _, paths):
+        reference = paths[0].removeprefix("/images/").removesuffix("/json")
+        digest = self.digests.get(reference)
+        return [{"Id": "sha256:1", "RepoDigests": [f"{reference.partition(':')[0]}@{digest}"] if digest else []}]
+
+    def images(self, references):
+        return {name: "sha256:1" if self.there is None or name in self.there else None for name in references}
+
+    def pull(self, reference):
+        self.done.append(f"pull {reference}")
+        self._refuse("pull", "manifest unknown")
+
+    def containers(self):
+        return list(self.boxes.values())
+
+    def container(self, identity):
+        return {"RestartCount": 4 if identity.split("-")[0] in self.crashing else 0}
+
+    def log(self, identity, tail=None):
+        return [("now", f"last words of {identity.split('-')[0]}")]
+
+    def remove(self, identities):
+        self.boxes = {name: box for name, box in self.boxes.items() if box["Id"] not in identities}
+
+    def down(self, volumes):
+        self.done.append("down, with volumes" if volumes else "down")
+
+    def up(self, files, timeout):
+        self.done.append("up")
+        self._refuse("up", "container exited (1)")
+        wanted = yaml.safe_load(Path(files[1]).read_text())["services"]
+        for name, service in wanted.items():
+            before = self.boxes.get(name)
+            if before and before["Config"]["Labels"].items() >= service["labels"].items():
+                continue
+            number = int(before["Id"].split("-")[1]) + 1 if before else 1
+            labels = {"com.docker.compose.project": self.project, "com.docker.compose.service": name}
+            state = {"Status": "running", "Health": {"Status": "" if name in self.crashing else "healthy"}}
+            config = {"Labels": labels | service["labels"]}
+            self.boxes[name] = {
+                "Id": f"{name}-{number}", "Name": f"/{name}", "Image": "sha256:1", "Config": config, "State": state
+            }  # fmt: skip
+        self.boxes = {name: box for name, box in self.boxes.items() if name in wanted}
+
+    def execute(self, identity, command):
+        self.done.append(f"in {identity}: {' '.join(command)}")
+        self._refuse("check", "line 1: what?")
+
+    def execute_apart(self, files, service, command):
+        self.done.append(f"apart, {service}: {' '.join(command)}")
+        self._refuse("check", "line 1: what?")
+
+    def signal(self, identity, name):
+        self.done.append(f"{name} to {identity}")
+
+    def _refuse(self, action, words):
+        if action in self.refuses:
+            self.refuses.discard(action)
+            raise DockerProblem(words)
+
+
+@pytest.fixture
+def made_up_docker(monkeypatch) -> Callable[[str], MadeUpDocker]:
+    monkeypatch.setattr(compose_runner, "load_python_on_whales", lambda venv: None)
+    monkeypatch.setattr(compose_runner, "SETTLED_SECONDS", 0)
+    monkeypatch.setattr(compose_runner, "ASK_SECONDS", 0.01)
+    return MadeUpDocker

@@ -5,14 +5,12 @@ molecule/monitoring has a real one.
 
 import json
 import os
+import types
 
 import pytest
 from ansible_collections.blackwell.serving.plugins.module_utils import compose_project as logic
 from ansible_collections.blackwell.serving.plugins.module_utils.compose_project import File, Project, Reload, State
-from ansible_collections.blackwell.serving.plugins.module_utils.stack_docker import DockerProblem
-from ansible_collections.blackwell.serving.plugins.module_utils.stack_releases import Releases
-from ansible_collections.blackwell.serving.plugins.module_utils.stack_steps import SPEC_LABEL, spec_digest
-from ansible_collections.blackwell.serving.plugins.modules import compose_project as module_file
+from ansible_collections.blackwell.serving.plugins.module_utils.compose_runner import Runner, answer, take_down
 
 COMPOSE = "services: {}\n"
 DEFINITION = {
@@ -34,89 +32,33 @@ def project(files=FILES, definition=DEFINITION, reloads=RELOAD):
     return Project("small", definition, COMPOSE, files, reloads)
 
 
-class MadeUpDocker:
-    """An engine whose containers come up as told. `refuses`: what does not work; `done`: what was asked for."""
-
-    def __init__(self, wanted):
-        self.wanted, self.boxes, self.done, self.refuses = wanted, {}, [], set()
-
-    def answers(self):
-        return True
-
-    def answers_again(self):
-        return True
-
-    def images(self, references):
-        return dict.fromkeys(references, "sha256:1")
-
-    def containers(self):
-        return list(self.boxes.values())
-
-    def container(self, identity):
-        return {"RestartCount": 0}
-
-    def log(self, identity, tail=None):
-        return [("now", "no such option")]
-
-    def remove(self, identities):
-        self.boxes = {name: box for name, box in self.boxes.items() if box["Id"] not in identities}
-
-    def up(self, files, timeout):
-        self.done.append("up")
-        if "up" in self.refuses:
-            self.refuses.discard("up")
-            raise DockerProblem("container small-web-1 exited (1)")
-        for name, service in logic.with_files(self.wanted())["services"].items():
-            labels = {"com.docker.compose.project": "small", "com.docker.compose.service": name}
-            labels[SPEC_LABEL] = spec_digest(service)
-            state = {"Status": "running", "Health": {"Status": "healthy"}}
-            box = {"Id": name, "Name": f"/{name}", "Image": "sha256:1", "Config": {"Labels": labels}, "State": state}
-            self.boxes[name] = box
-
-    def execute(self, identity, command):
-        self.done.append(" ".join(command))
-        if "check" in self.refuses:
-            raise DockerProblem("main.conf: line 1: what?")
-
-    def signal(self, identity, name):
-        self.done.append(f"{name} to {identity}")
-
-
-class MadeUpModule:
-    check_mode = False
-
-    def __init__(self, directory):
-        self.params = {"directory": str(directory), "wait_timeout": 1, "lock_timeout": 0, "venv": "/"}
-
-
 class Failed(Exception):
     pass
 
 
 @pytest.fixture
-def host(tmp_path, monkeypatch):
+def host(tmp_path, made_up_docker):
     """Runs a project on a made-up host: what the module answers, or raises Failed with it."""
 
     class Host:
         directory = tmp_path / "small"
 
         def __init__(self):
-            self.docker = MadeUpDocker(lambda: self.project)
+            self.docker = made_up_docker("small")
 
-        def run(self, wanted, check=False):
-            self.project = wanted
-            module = MadeUpModule(self.directory)
-            module.check_mode = check
+        def run(self, wanted, check=False, url=""):
             self.docker.done.clear()
+            runner = Runner(wanted, self.docker, str(self.directory), 0.1, url)
+            return self.answer(lambda: runner.run(check, "/", 0))
+
+        def answer(self, run):
+            answers = []
 
             def fail_json(**result):
                 raise Failed(result)
 
-            module.fail_json = fail_json
-            monkeypatch.setattr(module_file, "project_of", lambda parameters: wanted)
-            monkeypatch.setattr(module_file, "load_python_on_whales", lambda venv: None)
-            monkeypatch.setattr(module_file, "SETTLED_SECONDS", 0)
-            return module_file.run_present(module, self.docker, Releases(str(self.directory)))
+            answer(types.SimpleNamespace(exit_json=lambda **result: answers.append(result), fail_json=fail_json), run)
+            return answers[0]
 
         def text(self, path):
             return (self.directory / path).read_text()
@@ -151,7 +93,7 @@ def test_a_file_that_can_be_read_again_makes_no_container_anew(host):
     host.run(project())
     result = host.run(with_content("web/main.conf", "c"))
     assert (result["steps"], result["reloaded"], result["files"]) == ([], ["web"], ["web/main.conf"])
-    assert host.docker.done == ["web -t", "HUP to web"]
+    assert host.docker.done == ["in web-1: web -t", "HUP to web-1"]
 
 
 def test_another_mounted_file_makes_the_container_anew_and_it_alone(host):
@@ -176,11 +118,71 @@ def test_a_file_that_its_service_refuses_is_put_back_and_nobody_reads_it(host):
     host.docker.refuses.add("check")
     with pytest.raises(Failed) as failure:
         host.run(with_content("web/main.conf", "wrong"))
-    assert "line 1: what?" in failure.value.args[0]["msg"]
+    assert failure.value.args[0] == {
+        "msg": "web: its new configuration is refused. Nothing was changed.\nline 1: what?"
+    }
     assert host.text("web/main.conf") == "a"
-    assert "HUP to web" not in host.docker.done
-    host.docker.refuses.clear()
+    assert "HUP to web-1" not in host.docker.done
     assert not host.run(project())["changed"]
+
+
+def test_a_refused_file_moves_no_other_service_either(host):
+    host.run(project())
+    host.docker.refuses.add("check")
+    other = {**DEFINITION, "services": {**DEFINITION["services"], "data": {"image": "data:2"}}}
+    with pytest.raises(Failed, match="Nothing was changed"):
+        host.run(project([File("web/main.conf", "wrong"), *FILES[1:]], other))
+    assert "up" not in host.docker.done
+
+
+def test_files_of_a_service_that_is_made_anew_are_judged_in_a_container_of_their_own(host):
+    host.docker.refuses.add("check")
+    with pytest.raises(Failed, match=r"web: its new configuration is refused. Nothing was changed"):
+        host.run(project())
+    assert host.docker.done == ["apart, web: web -t"]
+    assert not (host.directory / "compose.yaml").exists()
+    host.run(project())
+    assert host.docker.done == ["apart, web: web -t", "up"]
+
+
+def test_what_does_not_answer_goes_back_and_is_told_so(host, tmp_path):
+    (tmp_path / "up").write_text("")
+    host.run(project(), url=(tmp_path / "up").as_uri())
+    with pytest.raises(Failed) as failure:
+        host.run(with_content("web/main.conf", "silent"), url=(tmp_path / "down").as_uri())
+    assert failure.value.args[0]["rolled_back"]
+    assert host.docker.done == ["in web-1: web -t", "HUP to web-1", "HUP to web-1"]
+    assert host.text("web/main.conf") == "a"
+
+
+def test_a_service_that_crashes_is_named_with_its_last_words(host):
+    host.docker.crashing.add("data")
+    with pytest.raises(Failed, match=r"(?s)data is running, 4 restarts; its last lines:.*last words of data"):
+        host.run(project())
+
+
+def test_a_container_of_others_with_our_name_is_refused(host):
+    host.docker.boxes["theirs"] = {"Id": "theirs-1", "Name": "/web-box", "Config": {"Labels": {}}}
+    named = {"services": {"web": {**DEFINITION["services"]["web"], "container_name": "web-box"}}}
+    with pytest.raises(Failed, match=r"wants the container name web-box.*Nothing was changed"):
+        host.run(project(FILES[:2], named))
+    assert not host.directory.exists()
+
+
+def test_it_goes_as_a_whole_and_its_data_only_where_asked(host):
+    def take(volumes, check=False):
+        host.docker.done.clear()
+        return host.answer(lambda: take_down(host.docker, str(host.directory), volumes, check, "/", 0))["changed"]
+
+    host.run(project())
+    assert take(False, check=True)
+    assert (len(host.docker.boxes), host.docker.done) == (2, [])
+    assert take(False)
+    assert (host.docker.boxes, host.docker.done, host.directory.exists()) == ({}, ["down"], False)
+    assert not take(False)
+    host.run(project())
+    assert take(True)
+    assert host.docker.done == ["down, with volumes"]
 
 
 def test_a_service_that_does_not_come_up_gives_way_to_what_ran_before(host):
@@ -190,6 +192,7 @@ def test_a_service_that_does_not_come_up_gives_way_to_what_ran_before(host):
         host.run(with_content("web/start.env", "wrong"))
     assert failure.value.args[0]["rolled_back"]
     assert host.docker.done == ["up", "up"]
+    assert "What ran before runs" in failure.value.args[0]["msg"]
     assert host.text("web/start.env") == "b"
 
 
@@ -215,7 +218,7 @@ def test_a_run_that_was_cut_off_before_the_files_were_read_is_finished_by_the_ne
     logic.write(str(host.directory), File("web/main.conf", "c"))
     result = host.run(with_content("web/main.conf", "c"))
     assert result["files"] == []
-    assert host.docker.done == ["web -t", "HUP to web"]
+    assert host.docker.done == ["in web-1: web -t", "HUP to web-1"]
 
 
 def test_containers_may_enter_directories_whatever_the_umask_is(host):

@@ -1,164 +1,178 @@
-"""The gateway's module on a real file system, with a Docker that is made up."""
+"""The gateway's module on a real file system, with a Docker that is made up. molecule/operate has a real one."""
 
 import importlib
+import json
 import types
 
 import pytest
 import yaml
-from ansible_collections.blackwell.serving.plugins.module_utils.gateway_files import FrontFile, digest_of
-from ansible_collections.blackwell.serving.plugins.module_utils.stack_docker import DockerProblem
-from ansible_collections.blackwell.serving.plugins.module_utils.stack_steps import SPEC_LABEL, Step
+from ansible_collections.blackwell.serving.plugins.module_utils.stack_steps import SPEC_LABEL
 
 gateway_stack = importlib.import_module("ansible_collections.blackwell.serving.plugins.modules.gateway_stack")
 
 DIGEST = "sha256:" + "a" * 64
-FRONT = {"nginx.conf": FrontFile("http {}\n", 0o644)}
+SMG, NGINX = "lightseekorg/smg:1.13.0", "nginx:1.30.5"
 DEFINITION = {
     "services": {
-        "smg": {"image": "lightseekorg/smg:1.13.0", "container_name": "blackwell-gateway-smg"},
-        "nginx": {"image": "nginx:1.30.5", "container_name": "blackwell-gateway-nginx"},
+        "smg": {"image": SMG, "container_name": "blackwell-gateway-smg"},
+        "nginx": {"image": NGINX, "container_name": "blackwell-gateway-nginx", "command": ["nginx", "-c", "main"]},
     }
 }
+WORKERS = {"box1": [{"service": "qwen", "url": "http://10.0.0.11:30002", "model": "Qwen"}]}
 
 
 class Failed(Exception):
     pass
 
 
-class MadeUpDocker:
-    """Its containers run as soon as they are started, but for those in `broken`. `done`: what it was told."""
-
-    project, socket = "blackwell-gateway", "/nowhere"
-
-    def __init__(self):
-        self.done, self.broken = [], set()
-        self.host = types.SimpleNamespace(run=self.run, docker_api=lambda *_: [{"RepoDigests": [f"nginx@{DIGEST}"]}])
-
-    def run(self, words, **_):
-        self.done.append(" ".join(words[1:4]))
-        return types.SimpleNamespace(status=0, stdout="", stderr="")
-
-    def pull(self, reference):
-        self.done.append(f"pull {reference}")
-
-    def start(self, _, service):
-        self.done.append(f"start {service}")
-
-    def remove(self, identities):
-        self.done += [f"remove {identity}" for identity in identities]
-
-    def containers(self):
-        return []
-
-    def container_of(self, service):
-        status = "restarting" if service in self.broken else "running"
-        return {"Id": service, "State": {"Status": status}, "RestartCount": 0}
-
-    def log(self, identity, tail):
-        return [("", f"last words of {identity}")]
-
-    def compose(self, _):
-        services = types.SimpleNamespace(services=DEFINITION["services"])
-        return types.SimpleNamespace(compose=types.SimpleNamespace(config=lambda: services))
-
-
 @pytest.fixture
-def gateway(tmp_path):
-    def fail_json(**result):
-        raise Failed(result["msg"])
+def gateway(tmp_path, made_up_docker, monkeypatch):
+    """Runs the module: what it answers, or raises Failed with its message."""
 
-    parameters = {
-        "directory": str(tmp_path),
-        "project": "blackwell-gateway",
-        "docker_socket": "/nowhere",
-        "compose": "older\n",
-        "definition": DEFINITION,
-        "images": {},
-        "front": {},
-        "secrets": {},
-        "check_url": "",
-        "timeout": 0.1,
-    }
-    found = gateway_stack.Gateway(types.SimpleNamespace(params=parameters, fail_json=fail_json, check_mode=False))
-    found.docker = MadeUpDocker()
-    return found
+    class Gateway:
+        docker = made_up_docker("blackwell-gateway")
+        directory = tmp_path / "gateway"
+
+        def __init__(self):
+            monkeypatch.setattr(gateway_stack, "StackDocker", lambda *_: self.docker)
+            monkeypatch.setattr(gateway_stack, "AnsibleModule", lambda **_: self.module)
+            self.parameters = {
+                "directory": str(self.directory),
+                "project": "blackwell-gateway",
+                "docker_socket": "/nowhere",
+                "venv": "/",
+                "compose": yaml.safe_dump(DEFINITION),
+                "definition": DEFINITION,
+                "images": {SMG: {"digest": DIGEST}, NGINX: {"digest": DIGEST}},
+                "front": {"nginx.conf": "http {}\n"},
+                "secrets": {"keys.conf": "older key\n"},
+                "workers": WORKERS,
+                "known_hosts": ["box1", "box2"],
+                "check_url": "",
+                "timeout": 0.1,
+                "lock_timeout": 0,
+            }
+
+        def run(self, check=False, **changes):
+            self.docker.done.clear()
+            found = []
+
+            def fail_json(**result):
+                raise Failed(result["msg"])
+
+            self.module = types.SimpleNamespace(
+                params={**self.parameters, **changes},
+                check_mode=check,
+                fail_json=fail_json,
+                exit_json=lambda **result: found.append(result),
+            )
+            gateway_stack.main()
+            return found[0]
+
+        def workers(self):
+            return json.loads((self.directory / "workers/workers.json").read_text())["workers"]
+
+        def file(self, name):
+            return self.directory / name
+
+    return Gateway()
 
 
-def test_a_lock_decides_what_runs_and_without_one_the_tag_is_pulled_and_remembered(gateway):
-    gateway.module.params["images"] = {"lightseekorg/smg:1.13.0": {"digest": DIGEST}}
-    images = {name: service["image"] for name, service in gateway.definition(pull=True)["services"].items()}
-    assert images == {"smg": f"lightseekorg/smg@{DIGEST}", "nginx": f"nginx@{DIGEST}"}
-    assert gateway.docker.done == ["pull nginx:1.30.5"]
-    assert gateway.locked == {"nginx:1.30.5": {"digest": DIGEST}}
-    assert DEFINITION["services"]["nginx"]["image"] == "nginx:1.30.5"
+def test_the_first_run_starts_it_with_its_workers_and_the_second_changes_nothing(gateway):
+    seen = []
+    up = gateway.docker.up
+    gateway.docker.up = lambda *what: (seen.append(gateway.workers()), up(*what))
+    first = gateway.run()
+    assert first["steps"] == ["smg: create, it has no container", "nginx: create, it has no container"]
+    assert [[worker["id"] for worker in workers] for workers in seen] == [["box1/qwen"]]
+    second = gateway.run()
+    assert (second["changed"], second["diff"], gateway.docker.done) == (False, [], [])
 
 
-def test_an_image_that_was_loaded_has_no_digest(gateway):
-    gateway.module.params["images"] = {"nginx:1.30.5": {"id": DIGEST}}
-    assert gateway.pinned("nginx:1.30.5", pull=True) == "nginx:1.30.5"
+def test_check_mode_writes_nothing(gateway):
+    assert gateway.run(check=True)["changed"]
+    assert not gateway.directory.exists()
     assert gateway.docker.done == []
 
 
-def test_compose_reads_pinned_images_and_labels(gateway):
-    gateway.module.params["images"] = {name: {"digest": DIGEST} for name in ("lightseekorg/smg:1.13.0", "nginx:1.30.5")}
-    definition = gateway.definition(pull=False)
-    override = yaml.safe_load(gateway.compose_files(definition)["compose.override.yaml"])["services"]
+def test_a_new_key_is_a_reload_in_no_output_and_for_root_alone(gateway):
+    gateway.run()
+    result = gateway.run(secrets={"keys.conf": "newer key\n"})
+    assert result["steps"] == ["nginx: reads its files again"]
+    assert gateway.docker.done == ["in nginx-1: nginx -c main -t -q", "HUP to nginx-1"]
+    assert gateway.file("front/keys.conf").read_text() == "newer key\n"
+    assert gateway.file("front/keys.conf").stat().st_mode & 0o777 == 0o600
+    assert "key\\n" not in json.dumps(result)
+    written = [path for path in gateway.directory.rglob("*") if path.is_file() and "newer key" in path.read_text()]
+    assert written == [gateway.file("front/keys.conf")]
+
+
+def test_a_file_that_is_not_wanted_any_more_goes(gateway):
+    gateway.run(front={"nginx.conf": "http {}\n", "tls.crt": "certificate"})
+    assert gateway.run()["steps"] == ["nginx: reads its files again"]
+    assert not gateway.file("front/tls.crt").exists()
+
+
+def test_new_workers_touch_no_container_and_others_keep_theirs(gateway):
+    gateway.run()
+    result = gateway.run(workers={"box2": [{"service": "yi", "url": "http://10.0.0.12:30003", "model": "Yi"}]})
+    assert (result["changed"], result["steps"], gateway.docker.done) == (True, [], [])
+    assert [worker["id"] for worker in gateway.workers()] == ["box1/qwen", "box2/yi"]
+    assert result["diff"][-1]["after"].splitlines()[1] == "box2/yi  Yi  http://10.0.0.12:30003"
+    assert gateway.run(known_hosts=["box1"])["changed"]
+    assert [worker["id"] for worker in gateway.workers()] == ["box1/qwen"]
+
+
+def test_a_refused_configuration_changes_nothing_neither_workers_nor_smg(gateway):
+    gateway.run()
+    gateway.docker.refuses.add("check")
+    slower = json.loads(json.dumps(DEFINITION))
+    slower["services"]["smg"]["command"] = ["--slower"]
+    with pytest.raises(Failed, match=r"configuration is refused. Nothing was changed.\nline 1: what\?"):
+        gateway.run(front={"nginx.conf": "wrong"}, workers={"box1": []}, definition=slower)
+    assert gateway.docker.done == ["in nginx-1: nginx -c main -t -q"]
+    assert gateway.file("front/nginx.conf").read_text() == "http {}\n"
+    assert len(gateway.workers()) == 1
+
+
+def test_a_manifest_that_cannot_be_read_is_named_before_anything_moves(gateway):
+    gateway.run()
+    gateway.file("workers/workers.json").write_text("{")
+    with pytest.raises(Failed, match=r"workers\.json is no manifest"):
+        gateway.run(front={"nginx.conf": "newer"})
+    assert gateway.docker.done == []
+
+
+def test_a_lock_decides_what_runs_and_without_one_the_tag_is_pulled_and_remembered(gateway):
+    gateway.docker.digests = {NGINX: DIGEST}
+    result = gateway.run(images={SMG: {"digest": DIGEST}})
+    assert gateway.docker.done[0] == f"pull {NGINX}"
+    assert result["locked"] == {NGINX: {"digest": DIGEST}}
+    override = yaml.safe_load(gateway.file("compose.override.yaml").read_text())["services"]
     assert {name: service["image"] for name, service in override.items()} == {
         "smg": f"lightseekorg/smg@{DIGEST}",
         "nginx": f"nginx@{DIGEST}",
     }
     assert all(len(service["labels"][SPEC_LABEL]) == 64 for service in override.values())
+    assert not gateway.run()["changed"]
 
 
-def deploy(gateway, steps=(), front=FRONT, compose="older\n"):
-    return gateway.deploy(DEFINITION, {"compose.yaml": compose, "compose.override.yaml": ""}, front, list(steps))
+def test_an_image_that_was_loaded_has_no_digest(gateway):
+    gateway.run(images={SMG: {"id": DIGEST}, NGINX: {"id": DIGEST}})
+    assert f"image: {NGINX}\n" in gateway.file("compose.override.yaml").read_text()
+    assert not any(line.startswith("pull") for line in gateway.docker.done)
 
 
-def test_a_new_configuration_alone_is_a_reload(gateway):
-    deploy(gateway, [Step("smg", "create", ""), Step("nginx", "create", "")])
-    assert gateway.docker.done == ["start smg", "start nginx"]
-    gateway.docker.done.clear()
-    assert deploy(gateway, front={"nginx.conf": FrontFile("http { }\n", 0o644)}) == ["front: reload"]
-    assert gateway.docker.done == ["kill --signal HUP"]
-    gateway.docker.done.clear()
-    assert deploy(gateway, front=gateway.front.files()) == []
-    assert gateway.docker.done == []
+def test_an_image_that_cannot_be_pulled_changes_nothing(gateway):
+    gateway.docker.there = set()
+    gateway.docker.refuses.add("pull")
+    with pytest.raises(Failed, match=r"(?s)cannot be pulled. Nothing was changed.*manifest unknown"):
+        gateway.run()
+    assert not gateway.file("compose.yaml").exists()
 
 
-def test_a_reload_that_was_interrupted_is_made_up_for(gateway):
-    gateway.front.write(FRONT)
-    gateway.front.set_applied("of an older one")
-    deploy(gateway)
-    assert gateway.docker.done == ["kill --signal HUP"]
-    assert gateway.front.applied() == digest_of(FRONT)
-
-
-def test_what_does_not_come_up_gives_way_to_what_ran_before(gateway, tmp_path):
-    deploy(gateway, [Step("smg", "create", ""), Step("nginx", "create", "")])
-    started = []
-
-    def start(files, service):
-        started.append(service)
-        gateway.docker.broken = {"smg"} if len(started) == 1 else set()
-
-    gateway.docker.start = start
-    with pytest.raises(Failed, match=r"(?s)smg does not come up.*last words of smg.*runs as before"):
-        deploy(gateway, [Step("smg", "recreate", "")], {"nginx.conf": FrontFile("new\n", 0o644)}, "newer\n")
-    assert (gateway.front.files(), (tmp_path / "compose.yaml").read_text()) == (FRONT, "older\n")
-
-
-def test_without_a_gateway_before_the_failure_says_so(gateway):
-    gateway.docker.broken = {"nginx"}
-    with pytest.raises(Failed, match=r"(?s)nginx does not come up.*no gateway before"):
-        deploy(gateway, [Step("smg", "create", ""), Step("nginx", "create", "")])
-
-
-def test_a_way_back_that_fails_is_told_as_well(gateway):
-    deploy(gateway)
-
-    def start(files, service):
-        raise DockerProblem("no space left on device")
-
-    gateway.docker.start = start
-    with pytest.raises(Failed, match=r"(?s)no space left.*did not come back either"):
-        deploy(gateway, [Step("smg", "recreate", "")])
+def test_a_gateway_of_an_older_release_reloads_once_and_restarts_nothing(gateway):
+    gateway.run()
+    gateway.file("project.json").unlink()
+    assert gateway.run()["steps"] == ["nginx: reads its files again"]
+    assert not gateway.run()["changed"]
