@@ -12,7 +12,8 @@ from ansible_collections.blackwell.serving.plugins.plugin_utils.private_ca impor
 ARGUMENTS = {
     "directory": {"type": "path", "required": True},
     "name": {"type": "str", "required": True},
-    "names": {"type": "list", "elements": "str", "required": True},
+    "names": {"type": "list", "elements": "str", "default": []},
+    "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
 }
 
 
@@ -28,6 +29,14 @@ class ActionModule(ActionBase):
         _, arguments = self.validate_argument_spec(argument_spec=ARGUMENTS)
         authority = PrivateCa(Path(arguments["directory"]).absolute())
         name, names = arguments["name"], arguments["names"]
+        if arguments["state"] == "absent":
+            gone = authority.of(name)
+            if gone and not self._task.check_mode:
+                authority.remove(gone)
+            result.update(changed=bool(gone), diff={"before": "".join(f"{path}\n" for path in gone), "after": ""})
+            return result
+        if not names:
+            raise AnsibleActionFail(f"names: what clients call {name} is missing. Nothing was changed.")
         changed = not authority.is_current(name, names)
         if changed and not self._task.check_mode:
             try:

@@ -59,6 +59,7 @@ missing:
   sample: [nftables]
 """
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -165,13 +166,16 @@ def bring(module: AnsibleModule, nft: str) -> dict:
 def remove(module: AnsibleModule, nft: str | None) -> dict:
     there = [path for path in (UNIT_PATH, module.params["path"], LOADED) if os.path.exists(path)]
     kernel = bool(nft) and bool(listed(module, nft))
-    result = {"changed": bool(there) or kernel, "missing": []}
+    before = text_of(module.params["path"]) or ""
+    result = {"changed": bool(there) or kernel, "missing": [], "diff": {"before": before, "after": ""}}
     if module.check_mode or not result["changed"]:
         return result
     if os.path.exists(UNIT_PATH):
         run(module, "systemctl", "disable", "--now", UNIT)
     for path in there:
         os.unlink(path)
+    with contextlib.suppress(OSError):  # it holds something else, or is gone
+        os.rmdir(os.path.dirname(module.params["path"]))
     run(module, "systemctl", "daemon-reload")
     if nft and listed(module, nft):
         run(module, nft, "delete", "table", *TABLE.split())

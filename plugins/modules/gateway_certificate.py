@@ -12,6 +12,13 @@ description:
     gateway. The certificate is made anew 30 days before it ends, or when O(names) change.
   - The host is never contacted.
 options:
+  state:
+    description:
+      - With V(absent) the gateway's key and certificate go, and with those of the last gateway the authority too, unless
+        somebody put another one there. Clients that trust it have to be given a new one then.
+    type: str
+    choices: [present, absent]
+    default: present
   directory:
     description: The directory. Who can read C(ca.key) in it can make certificates that clients trust.
     type: path
@@ -21,13 +28,14 @@ options:
     type: str
     required: true
   names:
-    description: Names and addresses by which clients reach the gateway.
+    description: Names and addresses by which clients reach the gateway. Required for V(present).
     type: list
     elements: str
-    required: true
+    default: []
 attributes:
   diff_mode:
-    support: none
+    support: partial
+    description: With V(absent), the files that go.
 extends_documentation_fragment: blackwell.serving.full_support
 author:
   - The blackwell.serving maintainers
@@ -44,14 +52,14 @@ EXAMPLES = r"""
 RETURN = r"""
 authority:
   description: Path of the authority's certificate, which clients have to trust.
-  returned: success
+  returned: with O(state=present)
   type: str
 certificate:
   description: Path of the gateway's certificate.
-  returned: success
+  returned: with O(state=present)
   type: str
 key:
   description: Path of its key.
-  returned: success
+  returned: with O(state=present)
   type: str
 """

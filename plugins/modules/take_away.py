@@ -16,10 +16,11 @@ description:
     project, then files, packages and directories.
 options:
   part:
-    description: What is taken away, files of the V(services) or packages and files of V(provisioning).
+    description:
+      - What of the record is taken away, files of the V(services) or packages and files of V(provisioning). By default
+        nothing of it, and only O(projects) and O(directories) go.
     type: str
     choices: [services, provisioning]
-    required: true
   projects:
     description: Compose projects whose containers and networks go.
     type: list
@@ -27,8 +28,8 @@ options:
     default: []
   data:
     description:
-      - Whether the volumes of O(projects) go too, which hold models and compiled kernels, and the images that the
-        releases in O(directories) name.
+      - Whether the volumes of O(projects) go too, which hold models, compiled kernels and what monitoring recorded, and
+        the images that the releases and Compose files in O(directories) name.
     type: bool
     default: false
   directories:
@@ -89,6 +90,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.blackwell.serving.plugins.module_utils.put_there import Record, digest
 from ansible_collections.blackwell.serving.plugins.module_utils.stack_releases import Locked, Releases
 
+COMPOSE = ("compose.override.yaml", "compose.yaml")
 UNITS = "/etc/systemd/system"
 PROJECT, PLACE = "com.docker.compose.project", "com.docker.compose.project.working_dir"
 ENVIRONMENT = {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_SUSPEND": "1", "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8"}
@@ -100,7 +102,7 @@ class Removal:
         self.record = Record(module.params["record"])
         self.removed: list[str] = []
         self.kept: list[str] = []
-        self.part: str = module.params["part"]
+        self.part: str | None = module.params["part"]
 
     def run(self, *command: str, may_fail: bool = False) -> str:
         code, out, err = self.module.run_command(list(command), environ_update=ENVIRONMENT)
@@ -170,6 +172,8 @@ class Removal:
                         found += [service["image"] for service in json.load(stream)["services"]]
                 except (OSError, ValueError, KeyError):
                     continue
+            for name in COMPOSE:  # the digests come first: an image goes with the last of its names
+                found += re.findall(r"^ +image: (\S+)$", content_of(os.path.join(directory, name)) or "", re.M)
         return list(dict.fromkeys(found))
 
     def remove_images(self, references: list[str]) -> None:
@@ -295,7 +299,7 @@ def remove_empty(directory: str) -> None:
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "part": {"type": "str", "choices": ["services", "provisioning"], "required": True},
+            "part": {"type": "str", "choices": ["services", "provisioning"]},
             "projects": {"type": "list", "elements": "str", "default": []},
             "data": {"type": "bool", "default": False},
             "directories": {"type": "list", "elements": "path", "default": []},

@@ -19,10 +19,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+CA_NAME = "blackwell.serving private CA"
 CA_DAYS = 3650
 # What browsers and Apple's systems accept at most: support.apple.com/102028
 CERTIFICATE_DAYS = 397
 RENEW_DAYS = 30
+IGNORED = "*.key\n"
 
 
 class PrivateCa:
@@ -58,7 +60,7 @@ class PrivateCa:
         self.directory.mkdir(parents=True, exist_ok=True)
         ignored = self.directory / ".gitignore"
         if not ignored.exists():
-            ignored.write_text("*.key\n", encoding="utf-8")
+            ignored.write_text(IGNORED, encoding="utf-8")
         if not self.path("ca", "crt").exists():
             self._make_authority()
         authority = x509.load_pem_x509_certificate(self.path("ca", "crt").read_bytes())
@@ -73,10 +75,33 @@ class PrivateCa:
         builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
         self._write(name, key, builder.sign(signer, hashes.SHA256()))
 
+    def of(self, name: str) -> list[Path]:
+        """What there is of a gateway's, and, where it is the last one, of the authority, if that was made here."""
+        found = [path for path in (self.path(name, "crt"), self.path(name, "key")) if path.exists()]
+        others = {path.stem for path in self.directory.glob("*.crt")} - {"ca", name}
+        if others or not self._made_here():
+            return found
+        return [*found, *(path for path in (self.path("ca", "crt"), self.path("ca", "key")) if path.exists())]
+
+    def remove(self, paths: Iterable[Path]) -> None:
+        """And the directory, where nothing else is in it."""
+        for path in paths:
+            path.unlink()
+        ignored = self.directory / ".gitignore"
+        if [*self.directory.iterdir()] == [ignored] and ignored.read_text(encoding="utf-8") == IGNORED:
+            ignored.unlink()
+            self.directory.rmdir()
+
+    def _made_here(self) -> bool:
+        try:
+            authority = x509.load_pem_x509_certificate(self.path("ca", "crt").read_bytes())
+        except (OSError, ValueError):
+            return False
+        return authority.subject == _name(CA_NAME)
+
     def _make_authority(self) -> None:
         key = ec.generate_private_key(ec.SECP256R1())
-        name = _name("blackwell.serving private CA")
-        builder = _builder("blackwell.serving private CA", name, key.public_key(), CA_DAYS)
+        builder = _builder(CA_NAME, _name(CA_NAME), key.public_key(), CA_DAYS)
         builder = builder.add_extension(x509.BasicConstraints(True, 0), True)
         builder = builder.add_extension(_usage(sign=True), True)
         builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)

@@ -82,3 +82,38 @@ def test_a_certificate_of_another_authority_is_not_current(authority, tmp_path):
     for suffix in ("crt", "key"):
         authority.path("ca", suffix).write_bytes(other.path("ca", suffix).read_bytes())
     assert not authority.is_current("gw1", NAMES)
+
+
+def test_a_gateway_goes_and_with_the_last_one_the_authority(authority):
+    authority.issue("gw2", NAMES)
+    assert {path.name for path in authority.of("gw1")} == {"gw1.crt", "gw1.key"}
+    authority.remove(authority.of("gw1"))
+    assert authority.is_current("gw2", NAMES)
+    assert authority.of("gw1") == []
+    authority.remove(authority.of("gw2"))
+    assert not authority.directory.exists()
+
+
+def test_an_authority_of_others_and_files_of_others_stay(tmp_path, authority, monkeypatch):
+    monkeypatch.setattr(private_ca, "CA_NAME", "Example Corp")
+    theirs = PrivateCa(tmp_path / "theirs")
+    theirs.issue("gw1", NAMES)
+    monkeypatch.undo()
+    theirs.remove(theirs.of("gw1"))
+    assert {path.name for path in theirs.directory.iterdir()} == {".gitignore", "ca.crt", "ca.key"}
+    (authority.directory / "notes").write_text("mine")
+    authority.remove(authority.of("gw1"))
+    assert {path.name for path in authority.directory.iterdir()} == {".gitignore", "notes"}
+
+
+def test_the_action_takes_nothing_in_check_mode(authority, ansible_playbook, tmp_path):
+    play = tmp_path / "play.yml"
+    play.write_text(
+        "- {hosts: gw1, gather_facts: false, tasks: [{blackwell.serving.gateway_certificate: "
+        f"{{state: absent, directory: {authority.directory}, name: gw1}}}}]}}\n"
+    )
+    for options, there in ((["--check"], True), ([], False)):
+        done = ansible_playbook(play, "-i", "gw1,", *options)
+        assert "changed=1" in done.stdout, done.stdout + done.stderr
+        assert authority.directory.exists() == there
+    assert "changed=0" in ansible_playbook(play, "-i", "gw1,").stdout

@@ -37,7 +37,8 @@ def host(tmp_path: Path, run_module):
         def take(self, part="provisioning", check=False, **more):
             (tmp_path / "answers.json").write_text(json.dumps(self.answers))
             path = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
-            return run_module("take_away", check=check, environment=path, part=part, record=str(self.record), **more)
+            more.update({"part": part} if part else {}, record=str(self.record))
+            return run_module("take_away", check=check, environment=path, **more)
 
         def ran(self, beginning):
             log = tmp_path / "log"
@@ -172,6 +173,40 @@ def test_an_image_that_others_use_stays(host, tmp_path: Path):
     done = host.take("services", data=True, directories=[str(tmp_path / "stack")])
     assert done["kept"] == ["image engine:1: theirs uses it"]
     assert not host.ran("docker rmi")
+
+
+def test_a_project_goes_alone_and_what_was_recorded_stays(host, tmp_path: Path):
+    directory, unit = tmp_path / "gateway", tmp_path / "unit"
+    directory.mkdir()
+    (directory / "compose.yaml").write_text("services:\n  nginx:\n    image: nginx:1.30\n")
+    (directory / "compose.override.yaml").write_text("services:\n  nginx:\n    image: nginx@sha256:1\n    labels:\n")
+    host.write({"path": str(unit), "content": "ours\n"})
+    host.answers = {
+        "docker ps --all --filter label=com.docker.compose.project=blackwell-gateway": "nginx\n",
+        "docker volume ls --filter label=com.docker.compose.project=blackwell-gateway": "acme\n",
+        "docker image inspect": "sha256:1\n",
+    }
+    options = {"part": None, "projects": ["blackwell-gateway"], "directories": [str(directory)]}
+    kept = host.take(check=True, **options)
+    assert kept["removed"] == ["container nginx", f"directory {directory}"]
+    assert len(kept["kept"]) == 3
+    done = host.take(data=True, **options)
+    assert done["removed"] == [
+        "container nginx",
+        "volume acme",
+        "image nginx@sha256:1",
+        "image nginx:1.30",
+        f"directory {directory}",
+    ]
+    assert unit.exists()
+    assert host.take("provisioning")["removed"] == [f"file {unit}"]
+
+
+def test_volumes_of_a_project_whose_containers_are_gone_already_go_with_consent(host):
+    host.answers = {"docker volume ls --filter label=com.docker.compose.project=blackwell-monitoring": "prometheus\n"}
+    kept = host.take(part=None, projects=["blackwell-monitoring"])
+    assert (kept["changed"], kept["kept"]) == (False, ["volume prometheus: data, which was not asked for"])
+    assert host.take(part=None, projects=["blackwell-monitoring"], data=True)["removed"] == ["volume prometheus"]
 
 
 def test_packages_of_others_are_remembered_as_theirs(tmp_path: Path):
