@@ -1,4 +1,4 @@
-"""The firewall of a GPU host: who may reach the ports of its services.
+"""The firewall of a GPU host: who may reach the ports of its services and of its exporters.
 
 A table of its own, whose chain sees a packet before Docker's rules rewrite its address: what goes to a port that Docker
 publishes never comes to the chain INPUT. Docker leaves tables of others alone, also when it starts anew, whether its
@@ -17,9 +17,15 @@ TABLE = "inet blackwell_serving"
 HEAD = f"# Written by blackwell.serving; change the inventory, not this file.\ntable {TABLE}\ndelete table {TABLE}\n"
 
 
-def rules(ports: Iterable[int], sources: Iterable[str], local_containers: bool) -> str:
-    """The file that nft reads; loading it replaces the table in one step."""
-    networks = [ipaddress.ip_network(source, strict=False) for source in sources]
+def rules(
+    ports: Iterable[int],
+    sources: Iterable[str],
+    local_containers: bool,
+    monitored_ports: Iterable[int] = (),
+    monitors: Iterable[str] = (),
+) -> str:
+    """The file that nft reads; loading it replaces the table in one step. No `sources` reach `monitored_ports`."""
+    monitored = sorted(set(monitored_ports))
     lines = [
         f"table {TABLE} {{",
         "    chain services {",
@@ -27,16 +33,29 @@ def rules(ports: Iterable[int], sources: Iterable[str], local_containers: bool) 
         '        iifname "lo" accept',
         "        ct direction reply accept",
         "        fib daddr type != local accept",
-        f"        tcp dport != {_set(str(port) for port in sorted(set(ports)))} accept",
+        f"        tcp dport != {_ports({*ports, *monitored})} accept",
     ]
+    if monitored:
+        lines += [f"        tcp dport {_ports(monitored)} {line}" for line in [*_accepted(monitors), "counter drop"]]
     if local_containers:
         lines.append('        iifname { "docker0", "br-*" } accept')
-    for version, word in ((4, "ip"), (6, "ip6")):
-        found = sorted({network for network in networks if network.version == version})
-        if found:
-            lines.append(f"        {word} saddr {_set(_text(network) for network in found)} accept")
+    lines += [f"        {line}" for line in _accepted(sources)]
     lines += ["        counter drop", "    }", "}", ""]
     return HEAD + "\n".join(lines)
+
+
+def _accepted(sources: Iterable[str]) -> list[str]:
+    networks = {ipaddress.ip_network(source, strict=False) for source in sources}
+    found = []
+    for version, word in ((4, "ip"), (6, "ip6")):
+        texts = [_text(network) for network in sorted(n for n in networks if n.version == version)]
+        if texts:
+            found.append(f"{word} saddr {_set(texts)} accept")
+    return found
+
+
+def _ports(ports: Iterable[int]) -> str:
+    return _set(str(port) for port in sorted(ports))
 
 
 def _set(items: Iterable[str]) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: fleet_firewall
-short_description: Let only some addresses reach the ports of a host's services
+short_description: Let only some addresses reach the ports of a host's services and exporters
 version_added: 0.4.0
 description:
   - Keeps an nftables table of its own, C(inet blackwell_serving), that drops what comes to O(ports) from elsewhere than
-    O(sources) and this host itself. It works for ports that Docker publishes, which rules for INPUT do not see, and is
-    not touched when Docker starts anew.
+    O(sources) and this host itself, and to O(monitored_ports) from elsewhere than O(monitors). It works for ports that
+    Docker publishes, which rules for INPUT do not see, and is not touched when Docker starts anew.
   - A unit, C(blackwell-firewall.service), loads it at boot before the network is up.
   - Compares what the kernel has with what was loaded, so that a table which somebody flushed or edited comes back.
   - Needs the program nft. Where it is missing nothing is changed, and RV(missing) says so.
@@ -26,14 +26,24 @@ options:
     elements: int
     default: []
   sources:
-    description: Addresses and networks that may reach them.
+    description: Addresses and networks that may reach O(ports).
     type: list
     elements: str
     default: []
   local_containers:
-    description: Whether containers of this host may reach them at its addresses.
+    description: Whether containers of this host may reach O(ports) at its addresses.
     type: bool
     default: false
+  monitored_ports:
+    description: TCP ports that are closed to all but O(monitors), to O(sources) too.
+    type: list
+    elements: int
+    default: []
+  monitors:
+    description: Addresses and networks that may reach O(monitored_ports).
+    type: list
+    elements: str
+    default: []
   path:
     description: The file that nft reads.
     type: path
@@ -44,10 +54,12 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Let the gateway alone reach the services
+- name: Let the gateway alone reach the services, and the monitor alone the exporters
   blackwell.serving.fleet_firewall:
     ports: [30001, 30002]
     sources: [10.0.0.10]
+    monitored_ports: [9100, 9835]
+    monitors: [10.0.0.20]
 """
 
 RETURN = r"""
@@ -133,9 +145,11 @@ def bring(module: AnsibleModule, nft: str) -> dict:
     parameters = module.params
     path = parameters["path"]
     try:
-        wanted = rules(parameters["ports"], parameters["sources"], parameters["local_containers"])
+        wanted = rules(
+            *(parameters[name] for name in ("ports", "sources", "local_containers", "monitored_ports", "monitors"))
+        )
     except ValueError as problem:
-        module.fail_json(msg=f"sources: {problem}. Nothing was changed.")
+        module.fail_json(msg=f"sources, monitors: {problem}. Nothing was changed.")
     unit = UNIT_TEXT.format(nft=nft, path=path, table=TABLE)
     before, kernel = text_of(path), listed(module, nft)
     reasons = []
@@ -189,6 +203,8 @@ def main() -> None:
             "ports": {"type": "list", "elements": "int", "default": []},
             "sources": {"type": "list", "elements": "str", "default": []},
             "local_containers": {"type": "bool", "default": False},
+            "monitored_ports": {"type": "list", "elements": "int", "default": []},
+            "monitors": {"type": "list", "elements": "str", "default": []},
             "path": {"type": "path", "default": "/etc/blackwell-serving/firewall.nft"},
         },
         required_if=[("state", "present", ["ports", "sources"])],

@@ -14,8 +14,8 @@ description:
 options:
   state:
     description:
-      - With V(absent) the gateway's key and certificate go, and with those of the last gateway the authority too, unless
-        somebody put another one there. Clients that trust it have to be given a new one then.
+      - With V(absent) the gateway's key and certificate go, and with those of the last gateway the authority too,
+        unless somebody put another one there. Clients that trust it have to be given a new one then.
     type: str
     choices: [present, absent]
     default: present
