@@ -12,6 +12,7 @@ description:
   - With O(state=drained) no new request goes to the services, and the module returns when none is in flight.
   - With O(state=present) the services of the host are what O(services) says, and the module returns when the gateway
     sends requests to all of them.
+  - Where no gateway runs yet nothing happens, with a warning for V(present).
 options:
   state:
     description: Whether the services take requests.
@@ -184,9 +185,10 @@ def main() -> None:
     )
     folder = os.path.join(module.params["directory"], "workers")
     if not os.path.isdir(folder):
-        if module.check_mode or module.params["state"] == "drained":
-            module.exit_json(changed=False, drained=[], cut=0, alone=[])  # no gateway, nothing in flight
-        module.fail_json(msg=f"{folder} is not there: run playbooks/gateway.yml. Nothing was changed.")
+        # Nothing in flight, and nothing to give work to: the gateway's first run gives it all services.
+        if module.params["state"] == "present":
+            module.warn(f"{folder} is not there, so no gateway runs here yet: playbooks/gateway.yml and site.yml run it.")
+        module.exit_json(changed=False, drained=[], cut=0, alone=[])
     manifest, smg = Manifest(os.path.join(folder, "workers.json")), Smg(module.params["address"])
     run = {"present": run_present, "drained": run_drained}[module.params["state"]]
     try:

@@ -173,3 +173,11 @@ def test_a_file_that_is_no_manifest_is_named(manifest):
         stream.write("{")
     with pytest.raises(GatewayError, match=r"workers\.json is no manifest.*playbooks/gateway\.yml"):
         manifest.workers()
+
+
+@pytest.mark.parametrize(("state", "warnings"), [("drained", 0), ("present", 1)])
+def test_a_host_that_gets_its_first_gateway_later_in_the_run_is_no_failure(run_module, tmp_path, state, warnings):
+    service = {"service": "qwen", "url": "http://10.0.0.11:30002", "model": "Qwen"}
+    done = run_module("gateway_workers", state=state, host="box1", services=[service], directory=str(tmp_path / "none"))
+    assert (done["changed"], done.get("failed", False), len(done.get("warnings", []))) == (False, False, warnings)
+    assert not (tmp_path / "none").exists()

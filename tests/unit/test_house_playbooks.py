@@ -107,6 +107,22 @@ def test_preview_reaches_no_host(tmp_path: Path, inventory, ansible_playbook):
     assert written(tmp_path / "out") == {"node000": FILES, "node001": FILES}
 
 
+def test_preview_with_gateways_and_monitors_reaches_no_host(tmp_path: Path, ansible_playbook):
+    hosts = {
+        "hosts": {"box": {"serving_gpus": ["rtx_5090"], "serving_services": [SERVICE]}, "other": None},
+        "vars": {"ansible_host": "127.0.0.1", "ansible_port": 1},
+        "children": {
+            "serving_gpu_hosts": {"hosts": {"box": None}},
+            "serving_gateways": {"hosts": {"box": None, "other": None}},
+            "serving_monitors": {"hosts": {"box": None, "other": None}},
+        },
+    }
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"all": hosts}))
+    done = ansible_playbook("site.yml", "-i", tmp_path / "hosts.yml", "-e", f"output_dir={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert written(tmp_path / "out") == {"box": FILES}
+
+
 def test_field_notes_plan(tmp_path: Path, ansible_playbook):
     done = ansible_playbook(
         "playbooks/plan.yml", "-i", "inventory/examples/field_notes", "-e", f"output_dir={tmp_path}"

@@ -1,0 +1,10 @@
+#!/bin/sh
+# What services, gateway and monitoring would leave behind, a line each; what is not there says so on standard error.
+for name in gateway monitoring exporters stack; do
+    ls -d "/opt/blackwell-serving/$name"
+done
+ls -d /etc/blackwell-serving /etc/systemd/system/blackwell-serving.service /etc/systemd/system/blackwell-firewall.service
+nft list table inet blackwell_serving
+docker ps --all --format 'container {{.Names}}'
+docker volume ls --format 'volume {{.Name}}'
+docker image ls --format 'image {{.Repository}}:{{.Tag}}'
