@@ -187,7 +187,9 @@ def main() -> None:
     if not os.path.isdir(folder):
         # Nothing in flight, and nothing to give work to: the gateway's first run gives it all services.
         if module.params["state"] == "present":
-            module.warn(f"{folder} is not there, so no gateway runs here yet: playbooks/gateway.yml and site.yml run it.")
+            module.warn(
+                f"{folder} is not there, so no gateway runs here yet: playbooks/gateway.yml and site.yml run it."
+            )
         module.exit_json(changed=False, drained=[], cut=0, alone=[])
     manifest, smg = Manifest(os.path.join(folder, "workers.json")), Smg(module.params["address"])
     run = {"present": run_present, "drained": run_drained}[module.params["state"]]

@@ -172,13 +172,14 @@ class Removal:
                         found += [service["image"] for service in json.load(stream)["services"]]
                 except (OSError, ValueError, KeyError):
                     continue
-            for name in COMPOSE:  # the digests come first: an image goes with the last of its names
+            for name in COMPOSE:
                 found += re.findall(r"^ +image: (\S+)$", content_of(os.path.join(directory, name)) or "", re.M)
         return list(dict.fromkeys(found))
 
     def remove_images(self, references: list[str]) -> None:
         for reference in references:
-            if not self.docker("image", "inspect", "--format", "{{.Id}}", reference):
+            names = self.names(reference)
+            if not names or f"image {reference}" in self.removed:
                 continue
             users = self.docker("ps", "--all", "--filter", f"ancestor={reference}", "--format", "{{.Names}}")
             others = [name for name in users if f"container {name}" not in self.removed]
@@ -187,7 +188,16 @@ class Removal:
             elif others:
                 self.kept.append(f"image {reference}: {', '.join(others)} uses it")
             else:
-                self.do(f"image {reference}", "docker", "rmi", reference)
+                for name in names:
+                    self.do(f"image {name}", "docker", "rmi", name)
+
+    def names(self, reference: str) -> list[str]:
+        """The reference, and for one by digest the tag that it was pulled by; none where there is no such image."""
+        form = "{{.Id}}{{range .RepoTags}} {{.}}{{end}}"
+        found = self.docker("image", "inspect", "--format", form, reference)
+        repository, by_digest, _ = reference.partition("@")
+        tags = found[0].split()[1:] if found and by_digest else []
+        return [reference, *(tag for tag in tags if tag.rpartition(":")[0] == repository)] if found else []
 
     # ---- packages ----
 

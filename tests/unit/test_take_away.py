@@ -184,7 +184,7 @@ def test_a_project_goes_alone_and_what_was_recorded_stays(host, tmp_path: Path):
     host.answers = {
         "docker ps --all --filter label=com.docker.compose.project=blackwell-gateway": "nginx\n",
         "docker volume ls --filter label=com.docker.compose.project=blackwell-gateway": "acme\n",
-        "docker image inspect": "sha256:1\n",
+        "docker image inspect": "sha256:1 nginx:1.30 theirs:1\n",
     }
     options = {"part": None, "projects": ["blackwell-gateway"], "directories": [str(directory)]}
     kept = host.take(check=True, **options)
