@@ -87,6 +87,7 @@ import shutil
 from contextlib import ExitStack
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.blackwell.serving.plugins.module_utils import image_reference
 from ansible_collections.blackwell.serving.plugins.module_utils.put_there import Record, digest
 from ansible_collections.blackwell.serving.plugins.module_utils.stack_releases import Locked, Releases
 
@@ -195,9 +196,9 @@ class Removal:
         """The reference, and for one by digest the tag that it was pulled by; none where there is no such image."""
         form = "{{.Id}}{{range .RepoTags}} {{.}}{{end}}"
         found = self.docker("image", "inspect", "--format", form, reference)
-        repository, by_digest, _ = reference.partition("@")
-        tags = found[0].split()[1:] if found and by_digest else []
-        return [reference, *(tag for tag in tags if tag.rpartition(":")[0] == repository)] if found else []
+        parsed = image_reference.parse(reference)
+        tags = found[0].split()[1:] if found and parsed.digest else []
+        return [reference, *(tag for tag in tags if tag.rpartition(":")[0] == parsed.name)] if found else []
 
     # ---- packages ----
 

@@ -10,6 +10,7 @@ import pytest
 from ansible_collections.blackwell.serving.plugins.module_utils.put_there import Record
 
 OWN = {"owner": str(os.getuid()), "group": str(os.getgid())}
+DIGEST = "sha256:" + "1" * 64
 STAND_IN = '''#!{python}
 """Says what the test wants of a command line, and notes it."""
 import json, pathlib, sys
@@ -165,6 +166,17 @@ def test_volumes_and_images_go_with_consent_alone(host, tmp_path: Path):
     assert not (tmp_path / "stack").exists()
 
 
+def test_an_image_goes_with_the_tag_that_it_was_pulled_by_and_tags_of_others_stay(host, tmp_path: Path):
+    release = tmp_path / "stack/releases/1"
+    release.mkdir(parents=True)
+    image = f"lmsysorg/sglang:v0.5@{DIGEST}"
+    (release / "plan.json").write_text(json.dumps({"services": [{"image": image}, {"image": image}]}))
+    host.answers = {"docker image inspect": "sha256:2 lmsysorg/sglang:v0.5 mine/sglang:v0.5\n"}
+    done = host.take("services", data=True, directories=[str(tmp_path / "stack")])
+    assert done["removed"][:-1] == [f"image {image}", "image lmsysorg/sglang:v0.5"]
+    assert host.ran("docker rmi") == [f"docker rmi {image}", "docker rmi lmsysorg/sglang:v0.5"]
+
+
 def test_an_image_that_others_use_stays(host, tmp_path: Path):
     release = tmp_path / "stack/releases/1"
     release.mkdir(parents=True)
@@ -179,7 +191,7 @@ def test_a_project_goes_alone_and_what_was_recorded_stays(host, tmp_path: Path):
     directory, unit = tmp_path / "gateway", tmp_path / "unit"
     directory.mkdir()
     (directory / "compose.yaml").write_text("services:\n  nginx:\n    image: nginx:1.30\n")
-    (directory / "compose.override.yaml").write_text("services:\n  nginx:\n    image: nginx@sha256:1\n    labels:\n")
+    (directory / "compose.override.yaml").write_text(f"services:\n  nginx:\n    image: nginx@{DIGEST}\n    labels:\n")
     host.write({"path": str(unit), "content": "ours\n"})
     host.answers = {
         "docker ps --all --filter label=com.docker.compose.project=blackwell-gateway": "nginx\n",
@@ -194,7 +206,7 @@ def test_a_project_goes_alone_and_what_was_recorded_stays(host, tmp_path: Path):
     assert done["removed"] == [
         "container nginx",
         "volume acme",
-        "image nginx@sha256:1",
+        f"image nginx@{DIGEST}",
         "image nginx:1.30",
         f"directory {directory}",
     ]
