@@ -1,4 +1,4 @@
-"""Make the repository of a fleet: make_fleet.py DIRECTORY. Leaves fleet.bundle (for git) and vault-password there.
+"""Make the repository of a fleet: make_fleet.py DIRECTORY. Leaves fleet.git.tar and vault-password there.
 
 It holds a copy of this collection, and an inventory in which the lab's addresses, keys and digests stand.
 """
@@ -18,6 +18,30 @@ sys.path.insert(0, str(LAB.parent))
 from copy_collection import copy  # noqa: E402
 
 GIT = ["git", "-c", "user.name=test", "-c", "user.email=test@example.com", "-c", "commit.gpgsign=false"]
+DECLARATION = {
+    "engine_image_disk_check": False,  # estimates are those of the real images
+    "cuda_toolkit_enabled": False,
+    "host_verification_disk_gib": {"/": 1},
+    # Without cuda_runs, as no kernel can run here; molecule/site looks at the memory.
+    "host_verification_checks": [
+        "gpu_present",
+        "driver_loaded",
+        "docker_runs",
+        "docker_cdi",
+        "services_up",
+        "services_answer",
+    ],
+    "serving_services": [
+        {
+            "name": "qwen",
+            "engine": "sglang",
+            "image": "sglang-cu129",
+            "model": "Qwen/Qwen2.5-3B-Instruct",
+            "port": 30002,
+            "context_length": 4096,
+        }
+    ],
+}
 
 
 def run(*command: str | Path, at: Path = REPO_ROOT) -> str:
@@ -31,6 +55,7 @@ def main(directory: Path) -> None:
     digests = json.loads(run(sys.executable, LAB, "registry"))["images"]
     written = {
         "hosts.yml": {"all": {"hosts": {"puller": {}, "another": {}}}},
+        "group_vars/all/main.yml": DECLARATION,
         "group_vars/all/lab.yml": {name: addresses[name] for name in addresses if name != "changed"}
         | {"docker_engine_daemon_options": {"registry-mirrors": ["http://registry"]}},
         "group_vars/all/images.lock.yml": {
@@ -41,7 +66,6 @@ def main(directory: Path) -> None:
     for name, content in written.items():
         (fleet / "inventory/fleet" / name).parent.mkdir(parents=True, exist_ok=True)
         (fleet / "inventory/fleet" / name).write_text(json.dumps(content, indent=2) + "\n")
-    shutil.copy(HERE / "fleet.yml", fleet / "inventory/fleet/group_vars/all/main.yml")
     password.write_text("made-up-password\n")
     vault = Path(sys.executable).with_name("ansible-vault")
     secret = fleet / "inventory/fleet/group_vars/all/secret.yml"
@@ -49,7 +73,10 @@ def main(directory: Path) -> None:
     run(*GIT, "init", "--quiet", "--initial-branch=main", at=fleet)
     run(*GIT, "add", "--all", at=fleet)
     run(*GIT, "commit", "--quiet", "--message=fleet", at=fleet)
-    run(*GIT, "bundle", "create", directory / "fleet.bundle", "main", at=fleet)
+    bare = directory / "fleet.git"
+    shutil.rmtree(bare, ignore_errors=True)
+    run(*GIT, "clone", "--quiet", "--bare", fleet, bare)
+    shutil.make_archive(str(bare), "tar", directory, bare.name)
 
 
 if __name__ == "__main__":
