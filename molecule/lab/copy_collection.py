@@ -12,7 +12,7 @@ from pathlib import Path
 REPO_ROOT = Path(__file__).resolve().parents[2]
 
 
-def main(directory: Path, file: str, old: str, new: str) -> None:
+def copy(directory: Path) -> None:
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(command, cwd=REPO_ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
     shutil.rmtree(directory, ignore_errors=True)
@@ -20,6 +20,10 @@ def main(directory: Path, file: str, old: str, new: str) -> None:
         if (source := REPO_ROOT / name).is_symlink() or source.is_file():
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, directory / name, follow_symlinks=False)
+
+
+def main(directory: Path, file: str, old: str, new: str) -> None:
+    copy(directory)
     text = (directory / file).read_text()
     if text.count(old) != 1:
         sys.exit(f"{file} has {old!r} {text.count(old)} times")

@@ -248,17 +248,20 @@ def fetch_docker_programs() -> None:
 
 def fetch_wheels() -> None:
     """Keep the Python packages that hosts install, as requirements/ locks them, for each distribution's Python."""
-    lock = (HERE.parents[1] / "requirements/test-py312.lock").read_text()
+    locks = HERE.parents[1] / "requirements"
+    lock = (locks / "test-py312.lock").read_text()
     pins = [found[0] for name in HOST_PYTHON_PACKAGES if (found := re.findall(rf"^{name}==\S+", lock, re.MULTILINE))]
+    ansible = re.findall(r"^[\w-]+==\S+", (locks / "run-py312.lock").read_text(), re.MULTILINE)  # for hosts that pull
     wheels = CACHE / "wheels"
-    if wheels.exists() and (wheels / "inputs").exists() and (wheels / "inputs").read_text() == digest(*pins):
+    if wheels.exists() and (wheels / "inputs").exists() and (wheels / "inputs").read_text() == digest(*pins, *ansible):
         return
     note("Fetching the Python packages for the mirror")
     for version in PYTHON_VERSIONS.values():
         options = ["--quiet", "--no-deps", "--only-binary=:all:", f"--python-version={version}", f"--dest={wheels}"]
-        options += ["--platform=manylinux_2_28_x86_64", "--platform=manylinux2014_x86_64"]
-        run(sys.executable, "-m", "pip", "download", *options, *pins)
-    (wheels / "inputs").write_text(digest(*pins))
+        options += [f"--platform={name}_x86_64" for name in ("manylinux_2_28", "manylinux_2_17", "manylinux2014")]
+        packages = pins if version == "3.11" else [*pins, *ansible]
+        run(sys.executable, "-m", "pip", "download", *options, *packages)
+    (wheels / "inputs").write_text(digest(*pins, *ansible))
 
 
 def ensure_network() -> None:

@@ -158,7 +158,8 @@ def parse_simulation(text: str) -> tuple[dict[str, str], list[str]]:
 def is_local_source(path: str, text: str) -> bool:
     """Whether a file of sources.list.d names package sources on this host's own disks, and no others."""
     if path.endswith(".sources"):
-        found = re.findall(r"^URIs:((?:.*\n(?:[ \t].*\n)*)|.*)", text + "\n", re.MULTILINE | re.IGNORECASE)
+        text = re.sub(r"^#.*\n", "", text + "\n", flags=re.MULTILINE)  # a field goes on after a comment
+        found = re.findall(r"^URIs:(.*\n(?:[ \t].*\n)*)", text, re.MULTILINE | re.IGNORECASE)
         addresses = " ".join(found).split()
     elif path.endswith(".list"):
         addresses = re.findall(r"^\s*deb(?:-src)?\s+(?:\[[^\]]*\]\s+)?(\S+)", text, re.MULTILINE)

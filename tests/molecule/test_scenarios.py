@@ -16,7 +16,6 @@ UNPROVEN = {
     "interrupted",
     "monitoring",
     "operate",
-    "registry_mirror",
     "remove",
     "upgrade_driver",
 }

@@ -1,5 +1,6 @@
 """The module apt_package_set with a stand-in for dpkg and apt, whose state is a file: what it runs and refuses."""
 
+import glob
 import json
 import os
 import stat
@@ -7,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.blackwell.serving.plugins.modules import apt_package_set
 
 STAND_IN = '''#!{python}
 """dpkg, dpkg-query, apt-*, dkms and modinfo over {state}: a stand-in that knows what the tests need."""
@@ -19,6 +22,10 @@ state["log"].append(" ".join([name, *words]))
 installed, offered = state["installed"], state["offered"]
 plain = [word for i, word in enumerate(words) if not word.startswith("-") and words[i - 1] != "-o"]
 output, code = "", 0
+parts = [word.partition("=")[2] for word in words if word.startswith("Dir::Etc::SourceParts=")]
+if name.startswith(("apt-get", "apt-cache")):
+    seen = [sorted(path.name for path in pathlib.Path(part).iterdir()) for part in parts]
+    state.setdefault("sources", []).append(seen[0] if "Dir::Etc::SourceList=/dev/null" in words else None)
 if name == "dpkg" and "--print-architecture" in words:
     output = "amd64\\n"
 elif name == "modinfo":
@@ -257,3 +264,37 @@ def test_a_module_of_a_package_that_is_about_to_change_is_not_foretold(host):
     host(**BUILT | {"installed": {"driver": "580.2-1"}, "modules": {}}, offered=OFFERED)
     foretold = host.run(check=True, packages=["driver=595.*"], **MODULE)
     assert (foretold["upgraded"], foretold["built"]) == (["driver 580.2-1 -> 595.*"], [])
+
+
+@pytest.fixture
+def etc_apt(tmp_path: Path, monkeypatch) -> Path:
+    """A directory that the module, in this process, takes for /etc/apt/sources.list.d."""
+    directory = tmp_path / "sources.list.d"
+    directory.mkdir()
+    (tmp_path / "tmp").mkdir()
+    real = glob.glob
+    monkeypatch.setattr(glob, "glob", lambda pattern: real(pattern.replace("/etc/apt/sources.list.d", str(directory))))
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    (directory / "bundle.sources").write_text("Types: deb\nURIs: file:/srv/bundle\nSuites: ./\n")
+    (directory / "debian.sources").write_text("Types: deb\nURIs: http://deb.example/debian\nSuites: x\n")
+    (directory / "mixed.list").write_text("deb file:/srv/bundle ./\ndeb http://deb.example/debian x main\n")
+    return directory
+
+
+@pytest.mark.parametrize(("local", "seen"), [(True, ["bundle.sources"]), (False, None)])
+def test_with_local_sources_apt_sees_no_others_and_they_stay(host, etc_apt, tmp_path, capsys, local, seen):
+    host({}, OFFERED)
+    before = {path.name: path.read_text() for path in etc_apt.iterdir()}
+    arguments = {
+        "packages": ["driver"],
+        "local_sources": local,
+        "record": str(tmp_path / "put_there.json"),
+        "_ansible_remote_tmp": str(tmp_path / "tmp"),
+    }
+    with patch_module_args(arguments), pytest.raises(SystemExit):
+        apt_package_set.main()
+    assert json.loads(capsys.readouterr().out)["installed"] == ["driver 595.9-1"]
+    asked = [line.split()[0] for line in host.state()["log"] if line.startswith(("apt-get", "apt-cache"))]
+    assert asked == ["apt-get", "apt-cache", "apt-cache", "apt-get", "apt-get"]
+    assert host.state()["sources"] == [seen] * len(asked)
+    assert {path.name: path.read_text() for path in etc_apt.iterdir()} == before

@@ -7,6 +7,7 @@ from ansible_collections.blackwell.serving.plugins.module_utils.package_set impo
     chosen_version,
     complaints,
     dkms_complaints,
+    is_local_source,
     last_words,
     needed_steps,
     parse_dkms_status,
@@ -17,6 +18,8 @@ from ansible_collections.blackwell.serving.plugins.module_utils.package_set impo
     parse_wanted,
     upstream_version,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 
 # dpkg-query's fields as on a Debian 13 host; the packages and their states are made up.
 STATUS = """\
@@ -240,3 +243,31 @@ make: *** [Makefile:2: nvidia.ko] Error 1
     ]
     assert dkms_complaints("dkms: command not found\n") == "dkms: command not found"
     assert last_words(log).splitlines() == ["no such thing", "make: *** [Makefile:2: nvidia.ko] Error 1"]
+
+
+LOCAL, REMOTE = ["file:/srv/bundle", "copy:/media/disk"], ["http://deb.example/debian", "cdrom:[Debian"]
+ADDRESSES = st.sampled_from(LOCAL + REMOTE)
+FIELDS = [" {}", " {} file:/srv/more", "\n {}", "\n file:/srv/more\n {}", " file:/srv/more\n# between them\n {}"]
+
+
+@given(st.lists(st.tuples(ADDRESSES, st.sampled_from(FIELDS), st.sampled_from(["URIs", "uris"]))))
+def test_a_file_in_deb822_is_local_where_each_of_its_addresses_is(stanzas):
+    text = "\n".join(
+        f"# http://comment.example\nTypes: deb\n{key}:{field.format(address)}\nSuites: ./\n"
+        for address, field, key in stanzas
+    )
+    addresses = [address for address, _, _ in stanzas]
+    assert is_local_source("/x/a.sources", text) == (bool(addresses) and set(addresses) <= set(LOCAL))
+    assert is_local_source("/x/a.sources", text.rstrip("\n")) == is_local_source("/x/a.sources", text)
+
+
+@given(st.lists(st.tuples(ADDRESSES, st.sampled_from(["", "[trusted=yes] ", "[ arch=amd64 ]\t"]))))
+def test_a_list_is_local_where_each_of_its_lines_is(lines):
+    text = "# deb http://comment.example ./\n" + "".join(f" deb {options}{address} ./\n" for address, options in lines)
+    addresses = [address for address, _ in lines]
+    assert is_local_source("/x/a.list", text) == (bool(addresses) and set(addresses) <= set(LOCAL))
+
+
+def test_what_apt_does_not_read_is_no_source():
+    assert is_local_source("/x/a.list", "deb-src file:/srv/bundle ./\n")
+    assert not is_local_source("/x/a.list.save", "deb file:/srv/bundle ./\n")

@@ -5,7 +5,9 @@ import json
 import os
 import shutil
 import sys
+import threading
 import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -36,9 +38,9 @@ def run(tmp_path: Path, capsys, monkeypatch):
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
 
-    def run_module(requirements: str, check: bool = False) -> dict:
+    def run_module(requirements: str, check: bool = False, **options) -> dict:
         python = os.path.realpath(sys.executable)
-        arguments = {"path": str(tmp_path / "opt/venv"), "requirements": requirements, "python": python}
+        arguments = {"path": str(tmp_path / "opt/venv"), "requirements": requirements, "python": python, **options}
         with patch_module_args(arguments | {"_ansible_check_mode": check}), pytest.raises(SystemExit):
             python_venv.main()
         return json.loads(capsys.readouterr().out)
@@ -80,6 +82,46 @@ def test_a_package_with_another_hash_is_refused(tmp_path: Path, run):
 @pytest.mark.parametrize("line", ["lab-thing", "lab-thing==1.0", "lab-thing>=1.0 --hash=sha256:" + "0" * 64])
 def test_what_is_not_pinned_with_a_hash_is_refused(line: str, run):
     assert "not a pinned package" in run(line)["msg"]
+
+
+@pytest.fixture
+def index(monkeypatch):
+    """A package index that has nothing and remembers what it was asked for; pip is set up to use it alone."""
+    asked = []
+
+    class Index(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, *_) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Index) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.delenv("PIP_FIND_LINKS")
+        monkeypatch.delenv("PIP_NO_INDEX")
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.server_port}/simple")
+        yield asked
+        server.shutdown()
+
+
+def test_wheels_of_a_directory_are_used_and_no_index_is_asked(tmp_path: Path, run, index):
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    line = make_wheel(wheels, "1.0")
+    made = run(line, find_links=str(wheels))
+    assert (made["changed"], made["packages"]) == (True, {"lab-thing": "1.0"})
+
+    lacking = run(line.replace("1.0", "3.0"), find_links=str(wheels))
+    assert "lab-thing==3.0" in lacking["msg"]
+    assert (
+        "hash"
+        in run(make_wheel(wheels, "2.0").replace("sha256:", "sha256:0")[:-2], find_links=str(wheels))["msg"].lower()
+    )
+    assert not index
+    assert run(line.replace("1.0", "3.0"))["failed"]
+    assert index  # it would have been asked
 
 
 def test_the_role_pins_python_on_whales_and_its_dependencies():
