@@ -10,7 +10,8 @@ version_added: 0.2.0
 description:
   - Merges settings into C(daemon.json) three ways, from what was set here last time, what stands in the file, and what
     is wanted now. Keys, runtimes and list entries that others wrote survive. What is no longer wanted is taken out, and
-    a value of others that it had displaced comes back.
+    a value of others that it had displaced comes back. When nothing is left that was set here, a file that holds what
+    it held before is written as it was, to the letter, and one that was not there goes.
   - Maps are merged per key. Of C(registry-mirrors), C(insecure-registries), C(allow-nondistributable-artifacts),
     C(authorization-plugins), C(cdi-spec-dirs) and C(hosts) the entries are added to those that are there, of C(labels),
     C(exec-opts) and C(storage-opts) those with the same name are replaced. Other lists are replaced whole.
@@ -244,7 +245,7 @@ class Change:
 
     def run(self) -> None:
         before = self._read()
-        records = self._records()
+        records, original = self._remembered()
         record = records.get(self.owner, {})
         defaults = daemon_json.default_settings(before, record, self.wanted, self.module.params["defaults"])
         self.wanted = {**defaults, **self.wanted}
@@ -259,6 +260,9 @@ class Change:
         keys = daemon_json.changed_keys(before, after)
         write_file = bool(keys) or (self.old_text is None and bool(self.wanted))
         write_state = new_records != records
+        text: str | None = daemon_json.render(after)
+        if records and not new_records and not daemon_json.changed_keys(after, daemon_json.parse(original or "")):
+            text, write_file = original, original != self.old_text
         dockerd = Dockerd(self.module.params["service"], before)
         info = dockerd.info() if dockerd.running else {}
 
@@ -270,7 +274,7 @@ class Change:
             "changed_keys": keys,
             "action": action,
             "action_keys": action_keys,
-            "diff": self._diff(before, after),
+            "diff": self._diff(before, after, there=(text if write_file else self.old_text) is not None),
             "validated": self._validate(dockerd, after) if write_file else False,
             "effective": {key: in_force for key, (_, in_force) in self._pairs(info).items()},
         }
@@ -278,11 +282,12 @@ class Change:
             self.module.exit_json(**self.result)
         # The record goes first: without the file it is harmless, the file without it would make our settings foreign.
         if write_state:
-            self._write(self.state_path, json.dumps({"version": 1, "owners": new_records}, indent=2) + "\n", 0o600)
+            remembered = {"version": 1, "owners": new_records, "original": original}
+            self._write(self.state_path, json.dumps(remembered, indent=2) + "\n" if new_records else None, 0o600)
         if write_file:
             if self.module.params["backup"] and self.old_text is not None:
                 self.result["backup_file"] = self.module.backup_local(str(self.path))
-            self._write(self.path, daemon_json.render(after), 0o644)
+            self._write(self.path, text, 0o644)
         if action in ("reload", "restart"):
             self._apply(dockerd, action)
         self.module.exit_json(**self.result)
@@ -299,13 +304,14 @@ class Change:
         except daemon_json.DaemonJsonError as error:
             self.fail(f"{self.path} is {error}. Nothing was changed; repair the file, or move it away.")
 
-    def _records(self) -> dict[str, Any]:
-        """What each owner set, from the file beside daemon.json."""
+    def _remembered(self) -> tuple[dict[str, Any], str | None]:
+        """What each owner set, and what the file held before the first of them, from the file beside daemon.json."""
         try:
-            return json.loads(self.old_state)["owners"] if self.old_state else {}
+            known = json.loads(self.old_state) if self.old_state else {"owners": {}}
+            return known["owners"], known.get("original", self.old_text)
         except (ValueError, KeyError, TypeError):
             self.module.warn(f"{self.state_path} cannot be read; all settings in {self.path} are taken as foreign.")
-            return {}
+            return {}, self.old_text
 
     def _pairs(self, info: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
         """(wanted, in force) of our keys, with what others add to them."""
@@ -344,9 +350,9 @@ class Change:
         self.module.warn(f"{message} Outside check mode this fails.")
         return "restart_needed"
 
-    def _diff(self, before: dict[str, Any], after: dict[str, Any]) -> dict[str, str]:
+    def _diff(self, before: dict[str, Any], after: dict[str, Any], there: bool) -> dict[str, str]:
         old = daemon_json.render(before) if self.old_text is not None else ""
-        new = daemon_json.render(after) if after or self.old_text is not None else ""
+        new = daemon_json.render(after) if there else ""
         header = str(self.path)
         return {
             "before_header": header,
@@ -371,7 +377,11 @@ class Change:
                 self.fail(f"dockerd refuses the new {self.path}: {said}. The file is as it was.")
         return True
 
-    def _write(self, path: Path, text: str, mode: int) -> None:
+    def _write(self, path: Path, text: str | None, mode: int) -> None:
+        """With no text, there is no file afterwards."""
+        if text is None:
+            path.unlink(missing_ok=True)
+            return
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=self.module.tmpdir)
         with open(descriptor, "w", encoding="utf-8") as file:
@@ -385,10 +395,7 @@ class Change:
 
     def _put_back(self) -> None:
         for path, text, mode in ((self.path, self.old_text, 0o644), (self.state_path, self.old_state, 0o600)):
-            if text is None:
-                path.unlink(missing_ok=True)
-            else:
-                self._write(path, text, mode)
+            self._write(path, text, mode)
 
     def _apply(self, dockerd: Dockerd, action: str) -> None:
         error = dockerd.reload() if action == "reload" else dockerd.restart()

@@ -12,8 +12,8 @@ description:
     host. A file that was there before gets its older content back; one that somebody changed since stays as it is.
   - Packages are purged if they were not installed before, and released if they were not held before. What apt would
     remove beyond that is refused before anything is done.
-  - Units that were written here are stopped and disabled first, containers removed by the labels of their Compose
-    project, then files, packages and directories.
+  - Units that were written here, and those of the packages that start at boot, are stopped and disabled first,
+    containers removed by the labels of their Compose project, then files, packages and directories.
 options:
   part:
     description:
@@ -212,6 +212,7 @@ class Removal:
         ]
         held = [name for name in self.record.packages["held"] if there.get(name, ("", ""))[0] == "hold"]
         command = ["apt-get", "--yes", "--quiet", "--allow-change-held-packages", "purge", *ours]
+        units = self.enabled_units([name for name in ours if there[name][1] == "installed"])
         if ours:
             plan = self.run(*command[:1], "--simulate", *command[1:])
             others = sorted({*re.findall(r"^(?:Remv|Purg|Inst) (\S+)", plan, re.M)} - {*ours})
@@ -224,12 +225,28 @@ class Removal:
         if not self.module.check_mode:
             if held:
                 self.run("apt-mark", "unhold", *held)
+            if units:
+                self.run("systemctl", "disable", "--now", *units)
             if ours:
                 timeout = f"DPkg::Lock::Timeout={self.module.params['lock_timeout']}"
                 self.run(*command[:1], "-o", timeout, *command[1:])
+        self.removed += [f"stop {unit}" for unit in units]
         self.removed += [f"hold on {name}" for name in held if name not in ours]
         self.removed += [f"package {name}" for name in ours]
         self.record.packages.update(installed=[], held=[])
+
+    def enabled_units(self, packages: list[str]) -> list[str]:
+        """Units of the packages that start at boot: not every package disables its own when it goes."""
+        paths = self.run("dpkg-query", "--listfiles", *packages).splitlines() if packages else []
+        units = dict.fromkeys(
+            os.path.basename(path) for path in paths if re.match(r"(/usr)?/lib/systemd/system/[^/@]+\.\w+$", path)
+        )
+        listed = (
+            self.run("systemctl", "list-unit-files", "--no-legend", "--state=enabled", *units, may_fail=True)
+            if units
+            else ""
+        )
+        return [line.split()[0] for line in listed.splitlines()]
 
     # ---- files ----
 

@@ -334,7 +334,35 @@ def test_what_is_no_longer_wanted_goes_and_what_it_displaced_comes_back(host: Ho
     assert host.config["registry-mirrors"] == ["https://a.example", "https://b.example"]
     host.run({})
     assert host.config == original
-    assert json.loads(host.state.read_text())["owners"] == {}
+    assert not host.state.exists()
+
+
+def test_the_last_owner_leaves_the_file_to_the_letter(host: Host):
+    host.start({})
+    text = '{"log-driver":"json-file",   "debug": false}'
+    host.file.write_text(text)
+    host.file.chmod(0o600)
+    host.run({"live-restore": True}, owner="engine")
+    host.run(NVIDIA, owner="toolkit")
+    host.run({}, owner="engine")
+    assert host.file.read_text() != text
+    host.run({}, owner="toolkit")
+    assert (host.file.read_text(), host.file.stat().st_mode & 0o777) == (text, 0o600)
+    assert not host.state.exists()
+
+
+def test_a_file_that_was_not_there_goes_with_the_last_owner_and_stays_with_settings_of_others(host: Host):
+    host.start({})
+    host.file.unlink(missing_ok=True)
+    host.run({"live-restore": True})
+    gone = host.run({})
+    assert (gone["changed"], gone["diff"]["after"]) == (True, "")
+    assert not host.file.exists()
+    assert host.run({})["changed"] is False
+    host.run({"live-restore": True})
+    host.file.write_text(json.dumps(host.config | {"debug": True}))
+    host.run({})
+    assert host.config == {"debug": True}
 
 
 def test_owners_do_not_remove_each_other_and_may_not_contradict(host: Host):

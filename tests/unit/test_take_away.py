@@ -111,12 +111,18 @@ def test_a_file_that_had_been_written_already_is_nobodys_to_take(host, tmp_path:
 def test_packages_go_that_were_not_there_and_holds_that_were_not_there(host):
     host.packages(installed=["driver", "library", "gone-since"], held=["driver", "docker.io"], removed=["closed"])
     host.answers = {
-        "dpkg-query": "driver hold installed\nlibrary install installed\n"
+        "dpkg-query --show": "driver hold installed\nlibrary install installed\n"
         "docker.io hold installed\nother install installed\n",
+        "dpkg-query --listfiles driver library": "/usr/lib/systemd/system/driver.service\n/usr/bin/driver\n"
+        "/lib/systemd/system/rare.timer\n/usr/lib/systemd/system/many@.service\n",
+        "systemctl list-unit-files --no-legend --state=enabled driver.service rare.timer": "driver.service enabled\n",
         "apt-get --simulate": "Purg driver [1]\nPurg library [1]\n",
     }
     done = host.take()
-    assert done["removed"] == ["hold on docker.io", "package driver", "package library"]
+    assert done["removed"] == ["stop driver.service", "hold on docker.io", "package driver", "package library"]
+    log = host.ran("")
+    disabled = log.index("systemctl disable --now driver.service")
+    assert disabled < next(number for number, line in enumerate(log) if line.startswith("apt-get -o"))
     assert done["gone"] == ["closed"]
     assert host.ran("apt-mark unhold") == ["apt-mark unhold docker.io driver"]
     (purge,) = host.ran("apt-get -o")
