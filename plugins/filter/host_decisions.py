@@ -44,9 +44,9 @@ def driver_plan(facts: dict[str, Any], **wishes: Any) -> dict[str, Any]:
 
 
 def driver_upgrade(
-    facts: dict[str, Any], wanted: dict[str, Any], services: list[dict[str, Any]], project: str
+    facts: dict[str, Any], wanted: dict[str, Any], services: list[dict[str, Any]], projects: list[str]
 ) -> dict[str, Any]:
-    return upgrade.driver_upgrade(facts, wanted, services, project, host_catalog.read_catalog("drivers"))
+    return upgrade.driver_upgrade(facts, wanted, services, projects, host_catalog.read_catalog("drivers"))
 
 
 @_refusable

@@ -17,7 +17,7 @@ def driver_upgrade(
     facts: Mapping[str, Any],
     wanted: Mapping[str, Any],
     services: Sequence[Mapping[str, Any]],
-    project: str,
+    projects: Sequence[str],
     drivers: Mapping[str, Any],
 ) -> dict[str, Any]:
     """{needed, loaded, wanted, refusals}: whether anything is to be done, from which driver to which, and what is
@@ -28,7 +28,7 @@ def driver_upgrade(
     needed = not packages_fit(facts, wanted) or driver_state(facts, wanted)["action"] != "none"
     refusals = []
     if needed:
-        refusals += [f"a GPU is held by {holder}: end that first" for holder in foreign_holders(facts, project)]
+        refusals += [f"a GPU is held by {holder}: end that first" for holder in foreign_holders(facts, projects)]
         refusals += out_of_reach(services, version, drivers)
     return {
         "needed": needed,
@@ -38,11 +38,11 @@ def driver_upgrade(
     }
 
 
-def foreign_holders(facts: Mapping[str, Any], project: str) -> list[str]:
-    """Containers that hold a GPU and are not the stack's, and processes on a GPU that are in no such container."""
+def foreign_holders(facts: Mapping[str, Any], projects: Sequence[str]) -> list[str]:
+    """Containers that hold a GPU and are of none of the Compose projects, and processes that are in no container."""
     containers = facts["gpu_containers"]
     known = {container["id"] for container in containers}
-    found = [f"container {container['name']}" for container in containers if container["project"] != project]
+    found = [f"container {container['name']}" for container in containers if container["project"] not in projects]
     found += [
         f"process {process['pid']} ({process['name']})"
         for process in facts["gpu_processes"]

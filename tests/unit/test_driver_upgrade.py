@@ -9,6 +9,7 @@ from ansible_collections.blackwell.serving.plugins.module_utils.driver_upgrade i
 from ansible_collections.blackwell.serving.plugins.plugin_utils.host_catalog import read_catalog
 
 OURS, OTHERS = "a" * 64, "b" * 64
+PROJECTS = ["serving", "exporters"]
 
 
 def facts(containers=(), processes=(), installed="580.178.04-1", loaded="580.178.04"):
@@ -44,7 +45,7 @@ def service(cuda, name="qwen"):
 
 
 def refused(services, pattern, host=None):
-    return driver_upgrade(host or facts(), wanted(pattern), services, "serving", read_catalog("drivers"))
+    return driver_upgrade(host or facts(), wanted(pattern), services, PROJECTS, read_catalog("drivers"))
 
 
 def test_a_host_that_has_the_driver_needs_nothing_and_is_refused_nothing():
@@ -58,9 +59,9 @@ def test_a_driver_that_is_installed_and_not_loaded_is_still_to_come():
 
 
 def test_containers_of_others_and_processes_outside_of_containers_hold_a_gpu():
-    containers = [(OURS, "qwen", "serving"), (OTHERS, "holder", "others")]
+    containers = [(OURS, "qwen", "serving"), (OTHERS, "holder", "others"), ("e" * 64, "gpu-exporter", "exporters")]
     host = facts(containers, [(11, OURS), (12, OTHERS), (13, None), (14, "c" * 64)])
-    assert foreign_holders(host, "serving") == ["container holder", "process 13 (python3)", "process 14 (python3)"]
+    assert foreign_holders(host, PROJECTS) == ["container holder", "process 13 (python3)", "process 14 (python3)"]
     refusals = refused([], "595.*", host)["refusals"]
     assert len(refusals) == 3
     assert all("end that first" in refusal for refusal in refusals)
