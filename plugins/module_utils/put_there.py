@@ -3,6 +3,7 @@
     files      by path: `part`, whose it is; `digest` of what was written last (none: the file was removed); `before`,
                what was there first: none, or {content, mode}
     packages   `installed` and `held`: what was not installed, or not held, before; `removed`: what is gone
+    images     references of images whose services are taken away, and which stayed
 
 Runs on the host, under its own Python, 3.9 or newer.
 """
@@ -41,6 +42,10 @@ class Record:
     @property
     def packages(self) -> dict[str, list[str]]:
         return self.content["packages"]
+
+    @property
+    def images(self) -> list[str]:
+        return self.content.setdefault("images", [])
 
     def file(self, path: str, part: str, before: str | None, mode: int, after: str | None) -> None:
         """A file is about to be written, or removed (`after` none). What was there first is kept only once."""

@@ -29,7 +29,8 @@ options:
   data:
     description:
       - Whether the volumes of O(projects) go too, which hold models, compiled kernels and what monitoring recorded, and
-        the images that the releases and Compose files in O(directories) name.
+        the images that the releases and Compose files in O(directories) name. Images that stayed are remembered, and go
+        in a later run that has this.
     type: bool
     default: false
   directories:
@@ -185,12 +186,17 @@ class Removal:
             users = self.docker("ps", "--all", "--filter", f"ancestor={reference}", "--format", "{{.Names}}")
             others = [name for name in users if f"container {name}" not in self.removed]
             if not self.module.params["data"]:
-                self.kept.append(f"image {reference}: data, which was not asked for")
+                self.image_stays(reference, "data, which was not asked for")
             elif others:
-                self.kept.append(f"image {reference}: {', '.join(others)} uses it")
+                self.image_stays(reference, f"{', '.join(others)} uses it")
             else:
                 for name in names:
                     self.do(f"image {name}", "docker", "rmi", name)
+
+    def image_stays(self, reference: str, why: str) -> None:
+        self.kept.append(f"image {reference}: {why}")
+        if reference not in self.record.images:
+            self.record.images.append(reference)
 
     def names(self, reference: str) -> list[str]:
         """The reference, and for one by digest the tag that it was pulled by; none where there is no such image."""
@@ -298,13 +304,16 @@ class Removal:
             for path in [] if self.module.check_mode else locks:
                 stack.enter_context(Releases(path).locked(self.module.params["lock_timeout"]))
             references = self.image_references()
+            if self.module.params["data"]:  # those that an earlier run left behind
+                references += [name for name in self.record.images if name not in references]
+                self.record.images.clear()
             self.stop_units()
             self.remove_containers()
             self.remove_images(references)
             if self.part == "provisioning":
                 self.purge()
             self.files()
-            if not self.module.check_mode and os.path.exists(self.record.path):
+            if not self.module.check_mode:
                 self.record.save()
             self.directories()
         return self.result()

@@ -193,6 +193,20 @@ def test_an_image_that_others_use_stays(host, tmp_path: Path):
     assert not host.ran("docker rmi")
 
 
+def test_an_image_that_stayed_goes_in_a_later_run_with_consent(host, tmp_path: Path):
+    release = tmp_path / "stack/releases/1"
+    release.mkdir(parents=True)
+    (release / "plan.json").write_text(json.dumps({"services": [{"image": "engine:1"}]}))
+    host.answers = {"docker image inspect": "sha256:1\n"}
+    options = {"directories": [str(tmp_path / "stack")]}
+    assert len(host.take("services", **options)["kept"]) == 1
+    assert not (tmp_path / "stack").exists()
+    assert host.take("services", **options)["kept"] == []
+    assert host.take("services", check=True, data=True, **options)["removed"] == ["image engine:1"]
+    assert host.take("services", data=True, **options)["removed"] == ["image engine:1"]
+    assert host.take("services", data=True, **options)["changed"] is False
+
+
 def test_a_project_goes_alone_and_what_was_recorded_stays(host, tmp_path: Path):
     directory, unit = tmp_path / "gateway", tmp_path / "unit"
     directory.mkdir()
