@@ -56,6 +56,7 @@ class Verification:
         self._compiled = False
         self._runs = False
         self._image: Finding | None = None
+        self.pulled: list[str] = []
         self._deployed = host.exists(plan_path(wanted.stack_dir))
         self._plan = read_plan(host, wanted.stack_dir)
         self._figures: dict[str, dict[str, Any]] = {service["name"]: {} for service in self._services}
@@ -338,7 +339,9 @@ class Verification:
                 self._image = Finding(COULD_NOT_CHECK, f"the image {image} is not on the host", remedy)
             else:
                 pulled = self.host.run(["docker", "pull", "--quiet", image], timeout=600)
-                if pulled.status != 0:
+                if pulled.status == 0:
+                    self.pulled.append(image)
+                else:
                     said = _last_line(_text(pulled))
                     self._image = Finding(COULD_NOT_CHECK, f"the image {image} could not be had: {said}", remedy)
         return self._image

@@ -3,7 +3,8 @@
     files      by path: `part`, whose it is; `digest` of what was written last (none: the file was removed); `before`,
                what was there first: none, or {content, mode}
     packages   `installed` and `held`: what was not installed, or not held, before; `removed`: what is gone
-    images     references of images whose services are taken away, and which stayed
+    images     references of images that no service on the host names: those whose services are gone, and what was pulled
+               to look at the host
 
 Runs on the host, under its own Python, 3.9 or newer.
 """
@@ -33,6 +34,7 @@ class Record:
                 self.content = json.load(stream)
         except FileNotFoundError:
             self.content = {"version": 1, "files": {}, "packages": {"installed": [], "held": [], "removed": []}}
+        self.content.setdefault("images", [])
         self._saved = json.dumps(self.content)
 
     @property
@@ -45,7 +47,7 @@ class Record:
 
     @property
     def images(self) -> list[str]:
-        return self.content.setdefault("images", [])
+        return self.content["images"]
 
     def file(self, path: str, part: str, before: str | None, mode: int, after: str | None) -> None:
         """A file is about to be written, or removed (`after` none). What was there first is kept only once."""
@@ -54,6 +56,10 @@ class Record:
         self.files[path] = known
         if after is None and known["before"] is None:
             del self.files[path]
+
+    def image(self, reference: str) -> None:
+        if reference not in self.images:
+            self.images.append(reference)
 
     def package_changes(self, installed: Iterable[str], held: Iterable[str], removed: Iterable[str]) -> None:
         """Names. What was ours and goes is forgotten; what others had and goes is kept."""

@@ -174,6 +174,7 @@ import os
 import tempfile
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.blackwell.serving.plugins.module_utils import put_there
 from ansible_collections.blackwell.serving.plugins.module_utils.host_facts.gather import gather
 from ansible_collections.blackwell.serving.plugins.module_utils.host_facts.host import Host
 from ansible_collections.blackwell.serving.plugins.module_utils.host_verification import (
@@ -230,6 +231,10 @@ def main() -> None:
             file.write(parameters["source"])
         verification = Verification(host, facts, wanted, directory, parameters["docker_socket"])
         checks = verification.run(parameters["checks"])
+    record = put_there.Record(put_there.PATH)
+    for image in verification.pulled:
+        record.image(image)
+    record.save()
     module.exit_json(
         changed=False,
         checks=checks,

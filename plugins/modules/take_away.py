@@ -195,8 +195,7 @@ class Removal:
 
     def image_stays(self, reference: str, why: str) -> None:
         self.kept.append(f"image {reference}: {why}")
-        if reference not in self.record.images:
-            self.record.images.append(reference)
+        self.record.image(reference)
 
     def names(self, reference: str) -> list[str]:
         """The reference, and for one by digest the tag that it was pulled by; none where there is no such image."""

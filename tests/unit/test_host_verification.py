@@ -269,6 +269,13 @@ def test_image_is_pulled_once_and_a_failed_pull_is_no_failure(converged, wanted)
     assert exit_code(checks.values()) == 2
 
 
+def test_image_that_was_pulled_is_named_and_one_that_was_there_is_not(converged, wanted):
+    assert verify(converged, wanted())[1].pulled == []
+    converged.commands["docker image inspect"] = (1, "[]", "")
+    converged.commands["docker pull"] = (0, "", "")
+    assert {*verify(converged, wanted())[1].pulled} == {"debian:trixie-slim"}
+
+
 def test_image_that_may_not_be_pulled_is_not(converged, wanted):
     converged.commands["docker image inspect"] = (1, "[]", "")
     assert statuses(converged, wanted(pull=False)) == dict.fromkeys(["docker_cdi", "docker_runtime"], "could_not_check")
