@@ -3,8 +3,8 @@
     files      by path: `part`, whose it is; `digest` of what was written last (none: the file was removed); `before`,
                what was there first: none, or {content, mode}
     packages   `installed` and `held`: what was not installed, or not held, before; `removed`: what is gone
-    images     references of images that no service on the host names: those whose services are gone, and what was pulled
-               to look at the host
+    images     references of images that no service on the host names: what stayed of services that are gone, and
+               what was pulled to look at the host
 
 Runs on the host, under its own Python, 3.9 or newer.
 """
