@@ -15,8 +15,6 @@ UNPROVEN = {
     "fleet",
     "interrupted",
     "monitoring",
-    "operate",
-    "remove",
     "upgrade_driver",
 }
 SCENARIOS = sorted({path.parent.name for path in REPO_ROOT.glob("molecule/*/molecule.yml")} - UNPROVEN)
