@@ -15,7 +15,6 @@ UNPROVEN = {
     "fleet",
     "interrupted",
     "monitoring",
-    "upgrade_driver",
 }
 SCENARIOS = sorted({path.parent.name for path in REPO_ROOT.glob("molecule/*/molecule.yml")} - UNPROVEN)
 
