@@ -36,6 +36,11 @@ options:
   definition:
     description: The same Compose file as a dictionary. Required for V(present).
     type: dict
+  images:
+    description:
+      - What is locked, C(digest) or C(id) by reference, as in C(serving_image_locks). It decides, whatever a tag names
+        by now. An image without a lock is had by its tag, see RV(locked). Left out, tags decide.
+    type: dict
   files:
     description: The files that the services mount.
     type: list
@@ -171,6 +176,10 @@ reloaded:
   returned: with O(state=present)
   type: list
   elements: str
+locked:
+  description: Images that had no lock and were had by their tag, C(digest) or C(id) by reference.
+  returned: with O(images)
+  type: dict
 rolled_back:
   description: Whether what ran before runs again.
   returned: when something did not come up
@@ -181,10 +190,11 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.blackwell.serving.plugins.module_utils.compose_project import File, Project, Reload
 from ansible_collections.blackwell.serving.plugins.module_utils.compose_runner import Runner, answer, take_down
 from ansible_collections.blackwell.serving.plugins.module_utils.host_facts.host import Host
+from ansible_collections.blackwell.serving.plugins.module_utils.project_images import ProjectImages
 from ansible_collections.blackwell.serving.plugins.module_utils.stack_docker import StackDocker
 
 
-def project_of(parameters: dict) -> Project:
+def project_of(parameters: dict, images: dict) -> Project:
     files = [
         File(entry["path"], entry["content"], entry["mode"], entry["owner"], entry["group"], kind == "secrets")
         for kind in ("files", "secrets")
@@ -194,7 +204,7 @@ def project_of(parameters: dict) -> Project:
         Reload(entry["service"], entry["files"], entry["check"], entry["command"], entry["signal"])
         for entry in parameters["reload"]
     ]
-    return Project(parameters["project"], parameters["definition"], parameters["compose"], files, reloads)
+    return Project(parameters["project"], parameters["definition"], parameters["compose"], files, reloads, images)
 
 
 def run(module: AnsibleModule) -> dict:
@@ -203,7 +213,14 @@ def run(module: AnsibleModule) -> dict:
     how = (module.check_mode, parameters["venv"], parameters["lock_timeout"])
     if parameters["state"] == "absent":
         return take_down(docker, parameters["directory"], parameters["volumes"], *how)
-    return Runner(project_of(parameters), docker, parameters["directory"], parameters["wait_timeout"]).run(*how)
+    if parameters["images"] is None:
+        pinned, more = {}, {}
+    else:
+        images = ProjectImages(docker, parameters["images"])
+        pinned = images.pin(parameters["definition"], module.check_mode, parameters["venv"])
+        more = {"locked": images.locked}
+    runner = Runner(project_of(parameters, pinned), docker, parameters["directory"], parameters["wait_timeout"])
+    return runner.run(*how) | more
 
 
 def main() -> None:
@@ -223,6 +240,7 @@ def main() -> None:
             "directory": {"type": "path", "required": True},
             "compose": {"type": "str"},
             "definition": {"type": "dict"},
+            "images": {"type": "dict"},
             "files": {"type": "list", "elements": "dict", "default": [], "options": file_options("0644", False)},
             "secrets": {
                 "type": "list",

@@ -105,7 +105,7 @@ steps:
   elements: str
   sample: ["smg: recreate, changed: image", "nginx: reads its files again"]
 locked:
-  description: Images that had no lock and were pulled by their tag, C(digest) or C(id) by reference.
+  description: Images that had no lock and were had by their tag, C(digest) or C(id) by reference.
   returned: success
   type: dict
 """
@@ -113,7 +113,6 @@ locked:
 import os
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.blackwell.serving.plugins.module_utils import image_reference
 from ansible_collections.blackwell.serving.plugins.module_utils.compose_project import (
     Change,
     File,
@@ -121,7 +120,7 @@ from ansible_collections.blackwell.serving.plugins.module_utils.compose_project 
     Reload,
     make_directory,
 )
-from ansible_collections.blackwell.serving.plugins.module_utils.compose_runner import Runner, answer, need_docker, pull
+from ansible_collections.blackwell.serving.plugins.module_utils.compose_runner import Runner, answer
 from ansible_collections.blackwell.serving.plugins.module_utils.gateway_workers import (
     GatewayError,
     Manifest,
@@ -129,6 +128,7 @@ from ansible_collections.blackwell.serving.plugins.module_utils.gateway_workers 
     shown,
 )
 from ansible_collections.blackwell.serving.plugins.module_utils.host_facts.host import Host
+from ansible_collections.blackwell.serving.plugins.module_utils.project_images import ProjectImages
 from ansible_collections.blackwell.serving.plugins.module_utils.stack_docker import StackDocker
 
 FRONT = "nginx"
@@ -171,30 +171,7 @@ class GatewayRunner(Runner):
         super().bring(change)
 
 
-class Images:
-    """What is locked decides what runs; what is not is pulled by its tag, and remembered in `locked`."""
-
-    def __init__(self, docker: StackDocker, locks: dict) -> None:
-        self.docker, self.locks, self.locked = docker, locks, {}
-
-    def unlocked(self, reference: str) -> bool:
-        lock = self.locks.get(reference) or {}
-        return not (image_reference.parse(reference).digest or lock.get("id") or lock.get("digest"))
-
-    def pinned(self, reference: str) -> str:
-        """With its digest, where that is known."""
-        lock = {**(self.locks.get(reference) or {}), **self.locked.get(reference, {})}
-        parsed = image_reference.parse(reference)
-        return reference if parsed.digest or lock.get("id") or not lock.get("digest") else parsed.pinned(lock["digest"])
-
-    def lock(self, reference: str) -> None:
-        pull(self.docker, reference)
-        (image,) = self.docker.host.docker_api(self.docker.socket, [f"/images/{reference}/json"])
-        digests = [name.partition("@")[2] for name in (image or {}).get("RepoDigests") or []]
-        self.locked[reference] = {"digest": digests[0]} if digests else {"id": (image or {}).get("Id")}
-
-
-def project_of(parameters: dict, images: Images) -> Project:
+def project_of(parameters: dict, images: dict) -> Project:
     """nginx reads what is in front/ again on a signal, and no request is lost."""
     services = parameters["definition"]["services"]
     files = [File(f"front/{name}", content) for name, content in parameters["front"].items()]
@@ -206,23 +183,17 @@ def project_of(parameters: dict, images: Images) -> Project:
         compose=parameters["compose"],
         files=files,
         reloads=[Reload(FRONT, ["front/*"], check=check, signal="HUP")] if FRONT in services else [],
-        images={name: images.pinned(service["image"]) for name, service in services.items()},
+        images=images,
     )
 
 
 def run(module: AnsibleModule) -> dict:
     parameters = module.params
     docker = StackDocker(Host(), parameters["project"], parameters["docker_socket"])
-    images, workers = Images(docker, parameters["images"]), Workers(parameters)
-    references = [service["image"] for service in parameters["definition"]["services"].values()]
-    unlocked = [reference for reference in references if images.unlocked(reference)]
-    if unlocked and not module.check_mode:
-        docker.answers_again()
-        need_docker(docker, parameters["venv"])
-        for reference in unlocked:
-            images.lock(reference)
+    images, workers = ProjectImages(docker, parameters["images"]), Workers(parameters)
+    pinned = images.pin(parameters["definition"], module.check_mode, parameters["venv"])
     what = (docker, parameters["directory"], parameters["timeout"], parameters["check_url"])
-    runner = GatewayRunner(workers, project_of(parameters, images), *what)
+    runner = GatewayRunner(workers, project_of(parameters, pinned), *what)
     differ, diff = workers.differ(), workers.diff()
     done = runner.run(module.check_mode, parameters["venv"], parameters["lock_timeout"])
     if differ and not module.check_mode:

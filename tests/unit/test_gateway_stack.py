@@ -144,7 +144,7 @@ def test_a_manifest_that_cannot_be_read_is_named_before_anything_moves(gateway):
 
 
 def test_a_lock_decides_what_runs_and_without_one_the_tag_is_pulled_and_remembered(gateway):
-    gateway.docker.digests = {NGINX: DIGEST}
+    gateway.docker.there, gateway.docker.digests = set(), {NGINX: DIGEST}
     result = gateway.run(images={SMG: {"digest": DIGEST}})
     assert gateway.docker.done[0] == f"pull {NGINX}"
     assert result["locked"] == {NGINX: {"digest": DIGEST}}
@@ -157,9 +157,18 @@ def test_a_lock_decides_what_runs_and_without_one_the_tag_is_pulled_and_remember
     assert not gateway.run()["changed"]
 
 
-def test_an_image_that_was_loaded_has_no_digest(gateway):
-    gateway.run(images={SMG: {"id": DIGEST}, NGINX: {"id": DIGEST}})
+def test_an_image_that_was_loaded_has_no_digest_and_is_known_by_its_id(gateway):
+    gateway.run(images={SMG: {"id": "sha256:1"}, NGINX: {"id": "sha256:1"}})
     assert f"image: {NGINX}\n" in gateway.file("compose.override.yaml").read_text()
+    assert not any(line.startswith("pull") for line in gateway.docker.done)
+    with pytest.raises(Failed, match=rf"{NGINX} is another image on this host .* Nothing was changed"):
+        gateway.run(images={SMG: {"id": "sha256:1"}, NGINX: {"id": DIGEST}}, front={"nginx.conf": "newer"})
+    assert gateway.docker.done == []
+
+
+def test_an_image_that_is_here_is_locked_without_a_registry(gateway):
+    gateway.docker.digests = {NGINX: DIGEST}
+    assert gateway.run(images={SMG: {"digest": DIGEST}})["locked"] == {NGINX: {"digest": DIGEST}}
     assert not any(line.startswith("pull") for line in gateway.docker.done)
 
 
