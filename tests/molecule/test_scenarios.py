@@ -13,7 +13,6 @@ REPO_ROOT = Path(__file__).resolve().parents[2]
 UNPROVEN = {
     "airgap",
     "fleet",
-    "interrupted",
     "monitoring",
 }
 SCENARIOS = sorted({path.parent.name for path in REPO_ROOT.glob("molecule/*/molecule.yml")} - UNPROVEN)
