@@ -1,7 +1,7 @@
 """Ask a gateway all the time, as many users would, until told to stop: gateway_load.py URL CA MODEL KEY_FILE STOP_FILE
 
 Half of the users read streams. Each request has a connection of its own, and a key that KEY_FILE holds at that moment.
-Ends when STOP_FILE is there, and prints {"ok": {"plain": n, "stream": n}, "failed": [reasons], "longest": seconds}.
+Ends when STOP_FILE is there or KEY_FILE is gone, and prints {"ok": {"plain": n, "stream": n}, "failed": [reasons], "longest": seconds}.
 A stream counts only with all its tokens and its end.
 """
 
@@ -16,6 +16,7 @@ from pathlib import Path
 
 USERS = 8
 TOKENS = 300
+PAUSE = 0.2  # seconds after a request that failed
 
 
 class Load:
@@ -50,7 +51,7 @@ class Load:
 
     def use(self, user: int) -> None:
         stream, number = user % 2 == 0, 0
-        while not self.stop_file.exists():
+        while self.key_file.exists() and not self.stop_file.exists():
             number += 1
             begin, reason = time.monotonic(), ""
             try:
@@ -65,6 +66,8 @@ class Load:
                     self.failed.append(f"{'stream' if stream else 'plain'}: {reason}")
                 else:
                     self.ok["stream" if stream else "plain"] += 1
+            if reason:
+                time.sleep(PAUSE)
 
     def run(self) -> dict:
         users = [threading.Thread(target=self.use, args=(user,)) for user in range(USERS)]
