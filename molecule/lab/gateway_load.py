@@ -1,7 +1,8 @@
 """Ask a gateway all the time, as many users would, until told to stop: gateway_load.py URL CA MODEL KEY_FILE STOP_FILE
 
 Half of the users read streams. Each request has a connection of its own, and a key that KEY_FILE holds at that moment.
-Ends when STOP_FILE is there or KEY_FILE is gone, and prints {"ok": {"plain": n, "stream": n}, "failed": [reasons], "longest": seconds}.
+Ends when STOP_FILE is there or KEY_FILE is gone, and prints
+{"ok": {"plain": n, "stream": n}, "failed": [reasons], "longest": seconds}.
 A stream counts only with all its tokens and its end.
 """
 
