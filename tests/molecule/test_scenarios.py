@@ -12,7 +12,6 @@ REPO_ROOT = Path(__file__).resolve().parents[2]
 # takes it off this list.
 UNPROVEN = {
     "airgap",
-    "monitoring",
 }
 SCENARIOS = sorted({path.parent.name for path in REPO_ROOT.glob("molecule/*/molecule.yml")} - UNPROVEN)
 
