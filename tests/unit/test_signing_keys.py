@@ -113,6 +113,13 @@ def test_the_right_key_is_trusted_once(gnupg, tmp_path: Path, run_module):
     assert "cannot be downloaded" in run_module("managed_files", files=files)["msg"]
 
 
+def test_a_check_foretells_a_key_that_an_earlier_task_would_bring(tmp_path: Path, run_module):
+    files = [key(tmp_path / "key.gpg", tmp_path / "bundle/key.asc", "A" * 40)]
+    checked = run_module("managed_files", check=True, files=files)
+    assert checked["changed_paths"] == [str(tmp_path / "key.gpg")]
+    assert "cannot be downloaded" in run_module("managed_files", files=files)["msg"]
+
+
 def test_a_key_comes_through_the_proxy_whose_password_nobody_sees(gnupg, tmp_path: Path, run_module):
     fingerprint, asked = gnupg.fingerprints[1], []
 
