@@ -52,7 +52,8 @@ def inventory(lab_host: str, run_tool, tmp_path_factory: pytest.TempPathFactory)
     names["one"] = [lab_host]
     groups = {group: {"hosts": dict.fromkeys(members, host)} for group, members in names.items()}
     path = tmp_path_factory.mktemp("inventory") / "hosts.json"
-    path.write_text(json.dumps({"all": {"children": groups, "vars": answer["all"]["vars"]}}))
+    variables = answer["all"]["vars"] | {"docker_engine_source": "docker"}  # as roles of others have it
+    path.write_text(json.dumps({"all": {"children": groups, "vars": variables}}))
     run_book(run_tool, path, "one", "playbooks/provision.yml")
     return path
 
