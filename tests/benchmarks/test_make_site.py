@@ -22,9 +22,10 @@ def test_make_site_in_a_fresh_copy_and_again(fresh_copy: Path, run_tool, readmes
     for line in (written / "plan.txt").read_text().splitlines():
         assert line.strip() in first.stdout
 
-    readme = (fresh_copy / "README.md").read_text("utf-8")
-    older = readme != readmes.with_plan(readme, (written / "plan.txt").read_text("utf-8"))
-    assert not older, "README.md shows an older plan.txt: run make docs"
+    for page in readmes.PLAN_PAGES:
+        text = (fresh_copy / page).read_text("utf-8")
+        older = text != readmes.with_plan(text, (written / "plan.txt").read_text("utf-8"))
+        assert not older, f"{page} shows an older plan.txt: run make docs"
 
     started = time.perf_counter()
     second = run_tool("make", "site", cwd=fresh_copy)

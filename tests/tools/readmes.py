@@ -25,6 +25,7 @@ ROLES = (
     "host_verification",
 )
 VARIABLES_BEGIN = "<!-- written by tests/tools/readmes.py from meta/argument_specs.yml -->"
+PLAN_PAGES = ("README.md", "docs/memory_law.md")
 PLAN_BEGIN = "<!-- written by tests/tools/readmes.py from build/rtx5090/plan.txt -->\n```text"
 
 
@@ -102,7 +103,7 @@ def with_variables(readme: str, specification: dict[str, Any]) -> str:
 
 
 def with_plan(readme: str, plan_text: str) -> str:
-    """The main README.md with `plan_text` as the example of what `make site` prints."""
+    """A page with `plan_text` as the example of what `make site` prints."""
     return between_markers(readme, PLAN_BEGIN, "```", plan_text)
 
 
@@ -116,5 +117,6 @@ if __name__ == "__main__":
     for role, spec in specs.items():
         _rewrite(root / "roles" / role / "README.md", functools.partial(with_variables, specification=spec))
     (root / "docs/variables.md").write_text(variables_page(specs), "utf-8")
-    plan_file = root / "build/rtx5090/plan.txt"
-    _rewrite(root / "README.md", functools.partial(with_plan, plan_text=plan_file.read_text("utf-8")))
+    plan = (root / "build/rtx5090/plan.txt").read_text("utf-8")
+    for page in PLAN_PAGES:
+        _rewrite(root / page, functools.partial(with_plan, plan_text=plan))
