@@ -69,6 +69,17 @@ def test_a_digest_that_the_user_wrote_beats_a_lock_and_a_refresh():
     assert wanted(f"lmsysorg/sglang@{OTHER}", refresh=True)["unlocked"] == []
 
 
+def test_further_images_are_brought_and_locked_and_their_code_is_not_judged():
+    found = wanted(SGLANG, also=["debian:trixie-slim", f"docker.io/{SGLANG}"], locks={SGLANG: {"digest": DIGEST}})
+    assert [(image["reference"], bool(image["libraries"])) for image in found["images"]] == [
+        (SGLANG, True),
+        ("debian:trixie-slim", False),
+    ]
+    assert found["unlocked"] == ["debian:trixie-slim"]
+    assert "debian" not in found["repositories"]  # never pruned
+    assert "no name of an image" in wanted(SGLANG, also=["a b"])["refused"]
+
+
 def test_where_images_come_from():
     (loaded,) = wanted(SGLANG, archives={f"docker.io/{SGLANG}": "/srv/sglang.tar"})["images"]
     assert (loaded["source"], loaded["archive"]) == ("load", "/srv/sglang.tar")
