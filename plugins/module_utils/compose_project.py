@@ -187,16 +187,8 @@ def all_files(project: Project) -> list[File]:
     return [
         *project.files,
         File(COMPOSE, project.compose),
-        File(OVERRIDE, override(project)),
+        File(OVERRIDE, labels_file(with_files(project), project.images)),
     ]
-
-
-def override(project: Project) -> str:
-    """Labels of what each container is made from, and the images that run in place of the Compose file's."""
-    text = labels_file(with_files(project))
-    for name, image in project.images.items():
-        text = text.replace(f"  {name}:\n", f"  {name}:\n    image: {image}\n", 1)
-    return text
 
 
 def differs(directory: str, file: File) -> bool:

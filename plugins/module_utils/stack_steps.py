@@ -209,11 +209,14 @@ def diff_of(before: Mapping[str, Any] | None, after: Mapping[str, Any], steps: S
     }
 
 
-def labels_file(definition: Mapping[str, Any]) -> str:
-    """compose.override.yaml: on each container the digest of what it is made from."""
+def labels_file(definition: Mapping[str, Any], images: Mapping[str, str] | None = None) -> str:
+    """compose.override.yaml: on each container the digest of what it is made from, and by service what runs in place of
+    the Compose file's image.
+    """
     lines = ["# Written by blackwell.serving. Each container is labelled with what it was made from.", "services:"]
     for name, service in definition["services"].items():
-        lines += [f"  {name}:", "    labels:", f"      {SPEC_LABEL}: {spec_digest(service)}"]
+        image = [f"    image: {images[name]}"] if images and name in images else []
+        lines += [f"  {name}:", *image, "    labels:", f"      {SPEC_LABEL}: {spec_digest(service)}"]
     return "\n".join(lines) + "\n"
 
 

@@ -231,10 +231,11 @@ def main() -> None:
             file.write(parameters["source"])
         verification = Verification(host, facts, wanted, directory, parameters["docker_socket"])
         checks = verification.run(parameters["checks"])
-    record = put_there.Record(put_there.PATH)
-    for image in verification.pulled:
-        record.image(image)
-    record.save()
+    if verification.pulled:
+        record = put_there.Record(put_there.PATH)
+        for image in verification.pulled:
+            record.image(image)
+        record.save()
     module.exit_json(
         changed=False,
         checks=checks,
