@@ -4,8 +4,8 @@
     alone.py --sites SITES --prepared PREPARED --out OUT --gpu 0 [--deadline SECONDS]
 
 The variants of stacks.yml (`alone`) differ in one thing each: attention backend, largest graph, prefill graphs, chunk,
-requests. OUT gets alone.json, written anew after each variant. catalog/overheads.yml takes its constants from it.
-Several may run at the same time, each with a --gpu of its own and the same OUT.
+requests. OUT gets alone.json, written anew after each variant; what it has already is not measured again.
+catalog/overheads.yml takes its constants from it. Several may run at the same time, each with a --gpu of its own and the same OUT.
 """
 
 from __future__ import annotations
@@ -56,13 +56,17 @@ def main() -> None:
     declared = json.loads((options.prepared / "stacks.json").read_text())
     with Card(options.gpu, declared["shown_gib"], options.out) as card:
         about = conditions_of(card, box.sites)
+        recorded = options.out / "alone.json"
+        known = json.loads(recorded.read_text())["variants"] if recorded.exists() else {}
         for name, variant in declared["alone"].items():
+            if name in known:
+                continue
             if time.time() > options.deadline - START_ALLOWANCE or not claimed(options.out, f"alone.{name}"):
                 continue
             plan = json.loads((options.prepared / "plans" / KEYS[card.product] / f"alone_{name}.json").read_text())
             found = measure(name, plan, variant["load"], box, card, options.out)
             told = without_paths(found, options.prepared)
-            with shared_result(options.out / "alone.json", {**about, "variants": {}}) as result:
+            with shared_result(recorded, {**about, "variants": {}}) as result:
                 result["variants"][name] = told
             print(
                 time.strftime("%H:%M:%S"), f"GPU {options.gpu}", name, json.dumps(told.get("parts", told)), flush=True

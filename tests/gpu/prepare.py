@@ -74,8 +74,7 @@ def trials(tune: Mapping[str, Any], gpu: str, total: float, shown: float, catalo
     declared = {**declaration([service], gpu, total, shown, catalog), "tuned": {service["name"]: known}}
     found = [{"name": "as it is", "plan": plan_host("acceptance", declared, catalog), "skipped": ""}]
     for one in candidates("acceptance", declared, catalog, tuning, service["name"]):
-        skipped = "it is not tried here" if one["name"] in tune["not_tried"] else one["skipped"]
-        found.append({"name": one["name"], "plan": None if skipped else one["plan"], "skipped": skipped})
+        found.append({"name": one["name"], "plan": one["plan"], "skipped": one["skipped"]})
     return found
 
 

@@ -2,7 +2,8 @@
 # On the GPU box: unpack what build_payload.sh and prepare.py made, then measure as much as SECONDS allow.
 # PAYLOAD holds engines.tar.zst.* and bin/, PREPARED what prepare.py wrote; WORK gets the engines and, in WORK/out, the
 # results, which grow while it runs. With two GPUs the stacks are shared out between them.
-# Usage: run_on_box.sh PAYLOAD PREPARED WORK SECONDS [STACK...]; with ALONE=1 the parts of a service are measured too.
+# Usage: run_on_box.sh PAYLOAD PREPARED WORK SECONDS [STACK...]; with ALONE=1 the parts of a service are measured too, with
+# TUNE=1 what tuning tries. WORK/out/{alone,comparison}.json of an earlier run are carried on.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 payload=$1 prepared=$2 work=$3
@@ -34,6 +35,13 @@ accept() { # SECONDS_TO_KEEP
     wait
 }
 
+tune() { # when nothing else runs on the box, as it measures speed
+    for gpu in ${gpus//,/ }; do
+        python3 "$here/tune.py" "${common[@]}" --gpu "$gpu" --deadline "$deadline" &
+    done
+    wait
+}
+
 if [[ $gpus == *,* ]]; then
     compare
     accept 0
@@ -41,4 +49,5 @@ else
     accept 250
     compare
 fi
+[ -z "${TUNE:-}" ] || tune
 echo "all done"
