@@ -24,7 +24,7 @@ INTRODUCTION = """\
 # What was measured on a real GPU
 
 Real engines were started from plans and measured, by [`tests/gpu`](../tests/gpu/README.md). This page is written by
-`tests/tools/performance.py` from the results that are recorded there; nothing on it is typed.
+`tests/tools/performance.py` from the results that are recorded there; no table on it is typed.
 
 Read the figures with care: the GPU is a Hopper card of which all but an RTX 5090's memory was held back. **Hopper is
 not Blackwell**: what memory the engines take is comparable, speed is not, and neither are the kernels. Weights are made
@@ -93,7 +93,8 @@ def stack_sections() -> list[str]:
     for name in _recorded():
         result = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
         plan = json.loads((RESULTS / f"{name}.plan.json").read_text("utf-8"))
-        sections.append(table(result, plan))
+        since = "" if result["verdict"] == "holds" else _declared()["stacks"][name].get("since", "")
+        sections.append("\n".join([table(result, plan), *([f"{since}\n"] if since else [])]))
     return sections
 
 

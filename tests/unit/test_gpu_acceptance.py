@@ -112,7 +112,7 @@ def test_verdict_of_a_recorded_stack(stack):
     result, plan = recorded(stack)
     found = checks(plan, result, DECLARED[stack].get("least_use"))
     assert found == result["checks"]
-    assert [check for check in found if not check["ok"]] == []
+    assert result["verdict"] == ("holds" if all(check["ok"] for check in found) else "does not hold")
 
 
 def spoiled(path, value):
@@ -197,6 +197,20 @@ def test_small_kv_buffers_take_what_a_real_engine_took(catalog):
     taken = row["measured"]["free_after"] - row["measured"]["pool_end"]
     planned = score.row_memory(row, catalog).pool_bytes(row["cap"]) / score.GIB
     assert planned == pytest.approx(taken, abs=0.015)
+
+
+@pytest.mark.parametrize("stack", sorted(set(STACKS) - {"notes"}))  # its shares are pinned
+def test_every_recorded_restart_grants_the_tokens_of_the_plan_of_today(stack, prepared):
+    """By SGLang's rule, with the free memory that the engine itself measured then."""
+    result, _ = recorded(stack)
+    plan = json.loads((prepared / "plans/h100_sxm" / f"{stack}.json").read_text())
+    for service in plan["services"]:
+        if service["engine"] != "sglang":
+            continue
+        measured = result["restarts"][service["name"]]
+        left_alone = measured["free"] * (1 - service["fraction"]["value"])
+        granted = (measured["free_after"] - left_alone) * 2**30 / service["kv_bytes_per_token"]
+        assert granted >= service["kv_tokens"]
 
 
 def test_performance_page_is_what_the_results_say(request):
@@ -301,7 +315,7 @@ def test_tuning_on_a_made_up_box(prepared, tmp_path):
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "tune.json").read_text())
     tried = [trial for trial in result["trials"] if "medians" in trial]
-    assert [trial["name"] for trial in tried][:2] == ["as it is", "fa3 attention"]
+    assert [trial["name"] for trial in tried][:3] == ["as it is", "flashinfer attention", "fa3 attention"]
     assert all(trial["skipped"] for trial in result["trials"] if "medians" not in trial)
     assert len(result["decision"]["verdicts"]) == len(tried) - 1
     assert "## What tuning tries" in performance.tune_section(result)

@@ -27,7 +27,8 @@ CONV_ELEMENT = 2  # bfloat16 (srt/configs/mamba_utils.py)
 MULTIMODAL_CACHE = 100 << 20  # SGLANG_VLM_CACHE_SIZE_MB
 PAGED_BACKENDS = {"trtllm_mha": 64, "trtllm_mla": 64, "flashmla": 64, "cutedsl_mla": 64, "fa4": 128}
 TRITON_KV_SPLITS = 16
-# A service that restarts alone must get its tokens although weights may turn out a little larger than planned.
+# A service that restarts alone must get its tokens although weights may turn out a little larger than planned, also where
+# the GPU's margin is set to nothing.
 RESTART_RESERVE = 1.025
 LARGEST_FRACTION = 0.99
 
@@ -231,8 +232,12 @@ class SglangMemory:
         return self.static_bytes(tokens) / free
 
     def fraction(self, tokens: int, free: float) -> float:
-        """With a reserve: under the token cap a fraction that is too high grants nothing extra."""
-        return min(LARGEST_FRACTION, ceil3(RESTART_RESERVE * self.least_fraction(tokens, free)))
+        """For what is left of ``free`` when others hold more than planned, up to the GPU's margin: allocators fragment.
+
+        Under the token cap a fraction that is too high grants nothing extra.
+        """
+        left = min(free - self.gpu.margin, free / RESTART_RESERVE)
+        return min(LARGEST_FRACTION, ceil3(self.least_fraction(tokens, left)))
 
     def granted(self, free: float, fraction: float, cap: int | None) -> int:
         return granted_tokens(
