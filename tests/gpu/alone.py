@@ -5,7 +5,8 @@
 
 The variants of stacks.yml (`alone`) differ in one thing each: attention backend, largest graph, prefill graphs, chunk,
 requests. OUT gets alone.json, written anew after each variant; what it has already is not measured again.
-catalog/overheads.yml takes its constants from it. Several may run at the same time, each with a --gpu of its own and the same OUT.
+catalog/overheads.yml takes its constants from it. Several may run at the same time, each with a --gpu of its own and
+the same OUT.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Adopt, install or refuse: what the facts of a host and the wishes of its owner come to."""
 
 import pytest
-from ansible_collections.blackwell.serving.plugins.filter.docker_decisions import docker_plan
+from ansible_collections.blackwell.serving.plugins.filter.docker_decisions import docker_plan, mirror_address
 
 CE = dict.fromkeys(("docker-ce", "docker-ce-cli", "containerd.io"), "5:29.9.0-1~debian.12~bookworm")
 HOLDER = {"id": "c1", "name": "qwen", "project": None}
@@ -108,3 +108,16 @@ def test_a_docker_from_no_package_is_used_as_it_is():
     assert made["packages"] == ["python3-venv"]
     assert "29.9.0" in made["note"]
     assert "Compose" in plan(facts(version="29.9.0"))["refused"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "address"),
+    [
+        ({}, "http://mirror1:5000"),
+        ({"ansible_host": "192.0.2.7"}, "http://192.0.2.7:5000"),
+        ({"ansible_host": "192.0.2.7", "serving_fleet_address": "10.0.0.7"}, "http://10.0.0.7:5000"),
+        ({"registry_mirror_port": 5001}, "http://mirror1:5001"),
+    ],
+)
+def test_docker_asks_a_mirror_where_the_fleet_reaches_it(variables, address):
+    assert mirror_address({"inventory_hostname": "mirror1", **variables}) == address

@@ -259,6 +259,19 @@ def test_an_archive_with_another_image_is_refused_and_the_name_put_back(host: Ho
     assert [image["Id"] for image in host.state["local"] if NAME in image["RepoTags"]] == ["sha256:" + "3" * 64]
 
 
+def test_an_archive_that_is_not_to_be_kept_is_gone_once_its_image_is_there(host: Host):
+    image = {"reference": NAME, "source": "load", "archive": archive(host, (NAME, OTHER_ID)), "lock": {"id": ID}}
+    image["archive_kept"] = False
+    assert host.run(image)["failed"]
+    assert os.path.exists(image["archive"])
+    archive(host, (NAME, ID))
+    host.run(image, check=True)
+    assert os.path.exists(image["archive"])
+    assert only(host.run(image))["action"] == "load"
+    assert not os.path.exists(image["archive"])
+    assert not host.run(image)["changed"]
+
+
 def test_an_archive_without_the_image_is_refused(host: Host):
     path = archive(host, ("something:else", OTHER_ID))
     result = host.run({"reference": NAME, "source": "load", "archive": path})

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ansible_collections.blackwell.serving.plugins.module_utils import hub_download
+from ansible_collections.blackwell.serving.plugins.module_utils import hub_download, model_archive
 
 STAND_IN = Path(__file__).parents[1] / "fixtures/huggingface_hub"
 TOKEN = "hf_made-up-token-of-a-test"
@@ -333,6 +333,41 @@ def test_a_cache_that_was_filled_elsewhere_serves_without_the_hub(host: Host):
     shutil.rmtree(host.cache / "blackwell-serving")
     (host.snapshot() / "model.safetensors").unlink()
     assert host.run()["failed"]
+
+
+@pytest.fixture
+def brought(host: Host, tmp_path: Path) -> Path:
+    """A directory of models as a bundle lays them out, taken from a cache that is gone since."""
+    host.run()
+    directory = tmp_path / "bundle"
+    model_archive.ModelArchive(str(directory), "lab/tiny", "main").take_from(str(host.cache))
+    shutil.rmtree(host.cache / "hub")
+    return directory
+
+
+def test_a_model_of_a_bundle_is_moved_into_the_cache(host: Host, brought: Path):
+    (host.home / "calls").unlink()
+    foretold = host.run(check=True, directory=str(brought))
+    assert (foretold["changed"], contents(brought) != {}) == (True, True)
+    first = host.run(directory=str(brought))
+    assert [(model["state"], model["commit"]) for model in first["models"]] == [("placed", COMMITS["main"])]
+    assert set(contents(host.snapshot())) == NEEDED
+    assert contents(brought) == {}
+    again = host.run(directory=str(brought))
+    assert (again["changed"], again["models"][0]["state"], host.runs) == (False, "present", [])
+
+
+def test_a_model_that_the_bundle_lacks_is_fetched(host: Host, brought: Path):
+    result = host.run({"name": "lab/tiny"}, {"name": "lab/tiny", "revision": "v2"}, directory=str(brought))
+    assert [model["state"] for model in result["models"]] == ["placed", "fetched"]
+
+
+def test_a_damaged_model_of_a_bundle_is_refused(host: Host, brought: Path):
+    next(path for path in brought.rglob("*.safetensors")).write_bytes(b"short")
+    result = host.run(directory=str(brought))
+    assert result["failed"]
+    assert "lab/tiny of the bundle cannot be moved" in result["msg"]
+    assert "its files are not those that its marker names" in result["msg"]
 
 
 def test_check_mode_foretells_and_leaves_everything(host: Host):
