@@ -27,8 +27,8 @@ CONV_ELEMENT = 2  # bfloat16 (srt/configs/mamba_utils.py)
 MULTIMODAL_CACHE = 100 << 20  # SGLANG_VLM_CACHE_SIZE_MB
 PAGED_BACKENDS = {"trtllm_mha": 64, "trtllm_mla": 64, "flashmla": 64, "cutedsl_mla": 64, "fa4": 128}
 TRITON_KV_SPLITS = 16
-# A service that restarts alone must get its tokens although weights may turn out a little larger than planned, also where
-# the GPU's margin is set to nothing.
+# A service that restarts alone must get its tokens although weights may turn out a little larger than planned, also
+# where the GPU's margin is set to nothing.
 RESTART_RESERVE = 1.025
 LARGEST_FRACTION = 0.99
 
