@@ -93,8 +93,9 @@ def stack_sections() -> list[str]:
     for name in _recorded():
         result = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
         plan = json.loads((RESULTS / f"{name}.plan.json").read_text("utf-8"))
-        since = "" if result["verdict"] == "holds" else _declared()["stacks"][name].get("since", "")
-        sections.append("\n".join([table(result, plan), *([f"{since}\n"] if since else [])]))
+        sections.append(table(result, plan))
+        if result["verdict"] != "holds":
+            sections.append(f"{_declared()['stacks'][name]['since']}\n")
     return sections
 
 
