@@ -1,7 +1,7 @@
 """How much device memory PyTorch's caching allocator takes for a set of tensors.
 
 Source: pytorch ``c10/cuda/CUDACachingAllocator.cpp`` (kMinBlockSize, kSmallSize, kSmallBuffer,
-kMinLargeAlloc, kLargeBuffer, kRoundLarge, should_split), the same constants since PyTorch 1.x:
+kMinLargeAlloc, kLargeBuffer, kRoundLarge, should_split, find_expandable_block), the same constants since PyTorch 1.x:
 
 - a request is rounded up to 512 bytes;
 - up to 1 MiB it is cut from 2 MiB segments;
@@ -10,11 +10,14 @@ kMinLargeAlloc, kLargeBuffer, kRoundLarge, should_split), the same constants sin
   back to the pool only where it is larger than 1 MiB.
 
 So two 8 MiB matrices share 20 MiB, and a KV buffer of 32 MiB plus one row takes 34 MiB.
+
+With ``expandable_segments:True`` there is one segment for requests up to 1 MiB, which grows by 2 MiB,
+and one for larger ones, which grows by 20 MiB.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from .units import MIB, round_up
 
@@ -22,51 +25,87 @@ BLOCK = 512
 SMALL_LIMIT, SMALL_SEGMENT = MIB, 2 * MIB
 LARGE_LIMIT, LARGE_SEGMENT = 10 * MIB, 20 * MIB
 ROUND_LARGE = 2 * MIB
+VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the first counts where both are set
 
 
-def reserved_bytes(tensors: Iterable[int]) -> int:
-    """Bytes of segments that hold ``tensors`` (sizes in bytes, in the order of allocation)."""
-    total = 0
-    free: dict[bool, list[int]] = {True: [], False: []}
-    for size in tensors:
+class CachingAllocator:
+    """As it is by default. Sizes in bytes, tensors in the order of allocation."""
+
+    def reserved(self, tensors: Iterable[int]) -> int:
+        """Bytes of segments that hold ``tensors``."""
+        total = 0
+        free: dict[bool, list[int]] = {True: [], False: []}
+        for size in tensors:
+            size = round_up(size, BLOCK)
+            if size >= LARGE_LIMIT:
+                total += round_up(size, ROUND_LARGE)
+                continue
+            small = size <= SMALL_LIMIT
+            fitting = [rest for rest in free[small] if rest >= size]
+            if fitting:
+                rest = min(fitting)
+                free[small].remove(rest)
+            else:
+                rest = SMALL_SEGMENT if small else LARGE_SEGMENT
+                total += rest
+            left = rest - size
+            if left >= BLOCK if small else left > SMALL_LIMIT:
+                free[small].append(left)
+        return total
+
+    def allocated(self, tensors: Iterable[int]) -> int:
+        """Bytes that ``torch.cuda.memory_allocated`` reports for ``tensors``.
+
+        A segment's rest of at most 1 MiB is not split off, so it counts as allocated.
+        """
+        total = 0
+        for size in tensors:
+            size = round_up(size, BLOCK)
+            rest = round_up(size, ROUND_LARGE) - size if size >= LARGE_LIMIT else 0
+            total += size + (rest if rest <= SMALL_LIMIT else 0)
+        return total
+
+    def buffers(self, size: int, count: int) -> int:
+        """Device memory of ``count`` long-lived buffers of ``size`` bytes each, made one after another.
+
+        Small ones share segments: 72 buffers of 5.1 MiB take 24 segments of 20 MiB, not 367 MiB.
+        """
         size = round_up(size, BLOCK)
         if size >= LARGE_LIMIT:
-            total += round_up(size, ROUND_LARGE)
-            continue
-        small = size <= SMALL_LIMIT
-        fitting = [rest for rest in free[small] if rest >= size]
-        if fitting:
-            rest = min(fitting)
-            free[small].remove(rest)
-        else:
-            rest = SMALL_SEGMENT if small else LARGE_SEGMENT
-            total += rest
-        left = rest - size
-        if left >= BLOCK if small else left > SMALL_LIMIT:
-            free[small].append(left)
-    return total
+            return count * round_up(size, ROUND_LARGE)
+        segment = SMALL_SEGMENT if size <= SMALL_LIMIT else LARGE_SEGMENT
+        return -(-count // (segment // max(size, BLOCK))) * segment
 
 
-def allocated_bytes(tensors: Iterable[int]) -> int:
-    """Bytes that ``torch.cuda.memory_allocated`` reports for ``tensors``.
+class ExpandableSegments(CachingAllocator):
+    """With ``expandable_segments:True``. Sizes in bytes."""
 
-    A segment's rest of at most 1 MiB is not split off, so it counts as allocated.
-    """
-    total = 0
-    for size in tensors:
+    def reserved(self, tensors: Iterable[int]) -> int:
+        """Bytes of device memory that is mapped for ``tensors``."""
+        small = large = 0
+        for size in tensors:
+            size = round_up(size, BLOCK)
+            if size <= SMALL_LIMIT:
+                small += size
+            else:
+                large += size
+        return round_up(small, SMALL_SEGMENT) + round_up(large, LARGE_SEGMENT)
+
+    def allocated(self, tensors: Iterable[int]) -> int:
+        """Bytes that ``torch.cuda.memory_allocated`` reports for ``tensors``: every rest is split off."""
+        return sum(round_up(size, BLOCK) for size in tensors)
+
+    def buffers(self, size: int, count: int) -> int:
+        """Device memory of ``count`` buffers of ``size`` bytes each."""
         size = round_up(size, BLOCK)
-        rest = round_up(size, ROUND_LARGE) - size if size >= LARGE_LIMIT else 0
-        total += size + (rest if rest <= SMALL_LIMIT else 0)
-    return total
+        return round_up(count * size, SMALL_SEGMENT if size <= SMALL_LIMIT else LARGE_SEGMENT)
 
 
-def buffers_bytes(size: int, count: int) -> int:
-    """Device memory of ``count`` long-lived buffers of ``size`` bytes each, made one after another.
+DEFAULT, EXPANDABLE = CachingAllocator(), ExpandableSegments()
 
-    Small ones share segments: 72 buffers of 5.1 MiB take 24 segments of 20 MiB, not 367 MiB.
-    """
-    size = round_up(size, BLOCK)
-    if size >= LARGE_LIMIT:
-        return count * round_up(size, ROUND_LARGE)
-    segment = SMALL_SEGMENT if size <= SMALL_LIMIT else LARGE_SEGMENT
-    return -(-count // (segment // max(size, BLOCK))) * segment
+
+def allocator_of(environment: Mapping[str, str]) -> CachingAllocator:
+    """The allocator of a process with these variables."""
+    settings = next((environment[name] for name in VARIABLES if environment.get(name)), "")
+    options = dict(option.partition(":")[::2] for option in settings.replace(" ", "").split(","))
+    return EXPANDABLE if options.get("expandable_segments") == "True" else DEFAULT

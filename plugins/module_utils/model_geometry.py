@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .cuda_allocator import reserved_bytes
+from .cuda_allocator import DEFAULT
 from .plan_error import PlanError
 from .quantization import Quantization, quantization_of
 from .units import round_up
@@ -218,10 +218,10 @@ class ModelGeometry:
         tp: int,
         rotary_element: int,
         loaded: Quantization | None = None,
-        count: Callable[[list[int]], int] = reserved_bytes,
+        count: Callable[[list[int]], int] = DEFAULT.reserved,
     ) -> int:
         """Device memory of the loaded weights on one rank, as the allocator holds (or, with
-        ``count=allocated_bytes``, as PyTorch reports) them.
+        its ``allocated``, as PyTorch reports) them.
 
         A quantised or multimodal checkpoint's published size replaces the sum of the tensors: which of
         its layers stay unquantised, and its vision tower, are the publisher's choice.

@@ -21,10 +21,9 @@ def checks(plan: Mapping[str, Any], result: Mapping[str, Any], least_use: float 
         found += [_no_failures(name, load, "requests failed under load") for name, load in result["load"].items()]
     planned = plan["gpus"][0]["planned_gib"]
     if "peak_gib" in result:
-        found.append(_check("peak of all, GiB, at most", None, planned, result["peak_gib"], lambda a, b: b <= a))
-        if least_use:
-            least = round(least_use * result["shown_gib"], 2)
-            found.append(_check("peak of all, GiB, at least", None, least, result["peak_gib"], lambda a, b: b >= a))
+        found.append(_check("peak of all, GiB, at most", None, planned, result["peak_gib"], _at_most))
+        least = round(max((1 - SIZE_SHARE) * planned, (least_use or 0) * result["shown_gib"]), 3)
+        found.append(_check("peak of all, GiB, at least", None, least, result["peak_gib"], _at_least))
     for name, again in result.get("restarts", {}).items():
         wanted = next(service["kv_tokens"] for service in plan["services"] if service["name"] == name)
         found.append(
@@ -72,6 +71,10 @@ def _near(allowed: float):
 
 def _at_least(planned: float, measured: float) -> bool:
     return measured >= planned
+
+
+def _at_most(planned: float, measured: float) -> bool:
+    return measured <= planned
 
 
 def _no(*_: object) -> bool:

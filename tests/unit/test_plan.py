@@ -236,6 +236,16 @@ def test_extra_arguments_change_the_sizes_that_they_change(make_plan):
     assert eager["graphs"] == 0
 
 
+def test_prefill_batches_are_no_larger_than_the_pool(make_plan):
+    def activations(**settings):
+        return make_plan([TINY | settings])["services"][0]["memory"]["activations"]
+
+    full = activations()
+    assert activations(context_length=1024, max_concurrency=2) == pytest.approx(full / 2, abs=0.002)
+    assert activations(profile="notes", pinned={"max_total_tokens": 1024}) == pytest.approx(full / 4, abs=0.002)
+    assert activations(context_length=1024, max_concurrency=4) == full
+
+
 def test_renamed_options_follow_the_version(make_plan):
     def options(image):
         return " ".join(make_plan([QWEN | {"image": image}])["services"][0]["command"])

@@ -16,7 +16,6 @@ import math
 from functools import cached_property
 
 from ..catalog_view import Catalog, version_tuple
-from ..cuda_allocator import buffers_bytes
 from ..declaration import Gpu, Service
 from ..engine_flags import Options
 from ..units import ceil3, from_gib, round_down, round_up
@@ -104,7 +103,7 @@ class SglangMemory:
         for layers in self.geometry.attention:
             rows = self._layer_tokens(layers.kind, tokens) + self.page
             for elements in (layers.k_elements(self.tp), layers.v_elements(self.tp)):
-                total += buffers_bytes(rows * elements * self.service.kv_element, layers.count)
+                total += self.service.allocator.buffers(rows * elements * self.service.kv_element, layers.count)
         return total
 
     @cached_property
@@ -137,7 +136,9 @@ class SglangMemory:
     def weights(self) -> int:
         if self.service.weights is not None:
             return self.service.weights
-        loaded = self.geometry.weight_bytes(self.tp, ROTARY_ELEMENT, self.service.loaded_as)
+        loaded = self.geometry.weight_bytes(
+            self.tp, ROTARY_ELEMENT, self.service.loaded_as, self.service.allocator.reserved
+        )
         return loaded + loading_bytes(self.service, self.catalog)
 
     @cached_property
@@ -207,8 +208,13 @@ class SglangMemory:
         per_bucket = self.catalog.overhead("sglang", "prefill_graphs", "per_layer_and_bucket")
         return from_gib(self._layers * prefill_buckets(self.chunk) * per_bucket)
 
+    @property
+    def _largest_batch(self) -> int:
+        """Tokens of the largest prefill batch: no more than the pool holds."""
+        return min(self.chunk, int(self.service.pinned.get("max_total_tokens", self.most_tokens)))
+
     def _activations(self) -> int:
-        layer = self.chunk * self.geometry.activation_elements(self.tp) * self.geometry.dtype_bytes
+        layer = self._largest_batch * self.geometry.activation_elements(self.tp) * self.geometry.dtype_bytes
         widest = max(layer, sampler_bytes(self.service.max_concurrency, self.geometry.vocab))
         return activation_bytes(widest, self.catalog)
 

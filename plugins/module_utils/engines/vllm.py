@@ -12,11 +12,11 @@ total x utilization is free. ``--kv-cache-memory-bytes`` fixes the pool exactly;
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ..catalog_view import Catalog, version_tuple
-from ..cuda_allocator import allocated_bytes, buffers_bytes
 from ..declaration import Gpu, Service
 from ..engine_flags import Options
 from ..model_geometry import StateLayers
@@ -132,7 +132,7 @@ class VllmMemory:
     def pool_bytes(self, tokens: int) -> int:
         """Device memory of those blocks: one tensor per layer of a group."""
         layers = self.blocks.group_layers
-        return buffers_bytes(self._blocks_for(tokens) * self.blocks.block_bytes // layers, layers)
+        return self.service.allocator.buffers(self._blocks_for(tokens) * self.blocks.block_bytes // layers, layers)
 
     def tokens_in(self, size: float) -> int:
         """Capacity that vLLM reports for a pool of ``size`` bytes (get_kv_cache_capacity)."""
@@ -154,17 +154,17 @@ class VllmMemory:
     @cached_property
     def weights(self) -> int:
         """As the allocator holds them."""
-        if self.service.weights is not None:
-            return self.service.weights
-        loaded = self.geometry.weight_bytes(self.tp, self.geometry.dtype_bytes, self.service.loaded_as)
-        return loaded + loading_bytes(self.service, self.catalog)
+        return self._weight_bytes(self.service.allocator.reserved)
 
     @cached_property
     def profiled_weights(self) -> int:
         """As vLLM counts them: what PyTorch reports as allocated."""
+        return self._weight_bytes(self.service.allocator.allocated)
+
+    def _weight_bytes(self, count: Callable[[list[int]], int]) -> int:
         if self.service.weights is not None:
             return self.service.weights
-        loaded = self.geometry.weight_bytes(self.tp, self.geometry.dtype_bytes, self.service.loaded_as, allocated_bytes)
+        loaded = self.geometry.weight_bytes(self.tp, self.geometry.dtype_bytes, self.service.loaded_as, count)
         return loaded + loading_bytes(self.service, self.catalog)
 
     @cached_property
