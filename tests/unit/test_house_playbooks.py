@@ -105,6 +105,19 @@ def test_preview_reaches_no_host(tmp_path: Path, inventory, ansible_playbook):
     done = ansible_playbook("site.yml", "-i", hosts, "-e", f"output_dir={tmp_path / 'out'}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert written(tmp_path / "out") == {"node000": FILES, "node001": FILES}
+    plays = [line.strip(" *") for line in done.stdout.splitlines() if line.startswith("PLAY ")]
+    assert plays == ["PLAY [Plan what each host serves]", "PLAY [Show the plan]", "PLAY RECAP"]
+
+
+def test_no_batch_is_provisioned_after_one_with_a_failure(tmp_path: Path, inventory, ansible_playbook):
+    """node000 is refused before anything connects to it; the others could not be reached if their turn came."""
+    hosts = inventory(4, ansible_host="127.0.0.1", ansible_port=1, gpu_host_batch=[1, 2])
+    (tmp_path / "host_vars").mkdir()
+    (tmp_path / "host_vars/node000.yml").write_text(yaml.safe_dump({"gpu_host_without_gpu": "perhaps"}))
+    done = ansible_playbook("playbooks/provision.yml", "-i", hosts)
+    assert done.returncode != 0
+    assert "gpu_host_without_gpu" in done.stdout
+    assert "UNREACHABLE" not in done.stdout
 
 
 def test_preview_with_gateways_and_monitors_reaches_no_host(tmp_path: Path, ansible_playbook):
