@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import re
+from dataclasses import replace
 
 import pytest
+from ansible_collections.blackwell.serving.plugins.module_utils.memory_plan import plan_host
 
 TINY = {"name": "tiny", "engine": "sglang", "model": "TinyLlama/TinyLlama-1.1B-Chat-v1.0", "port": 30001}
 QWEN = {"name": "qwen", "engine": "sglang", "model": "Qwen/Qwen2.5-3B-Instruct", "port": 30002}
@@ -134,6 +136,15 @@ def test_sglang_gets_its_tokens_also_when_the_others_hold_the_margin_besides(sta
     for service, gpu, free in restarts_alone(stack):
         if service["engine"] == "sglang":
             assert engine_grants(stack, service, free - gpu["margin_gib"], catalog) >= within_a_block(service)
+
+
+def test_sglang_keeps_a_reserve_for_restarts_where_there_is_no_margin(catalog):
+    """Beside others that hold 2 % more of what is free then than they should."""
+    bare = replace(catalog, gpus={**catalog.gpus, "safety_margin": 0}, _known={})
+    plan = plan_host("host", {"gpus": ["rtx_5090"], "services": [TINY, QWEN]}, bare)
+    assert plan["gpus"][0]["margin_gib"] == 0
+    for service, _, free in restarts_alone(plan):
+        assert engine_grants(plan, service, free / 1.02, bare) >= within_a_block(service)
 
 
 def test_sizes_add_up(stack):
