@@ -12,8 +12,8 @@ from .placement import Laws, place
 from .plan_error import PlanError
 from .units import GIB, from_gib, largest
 
-CONTEXT_STEP = 256
-SMALLEST_CONTEXT = 512
+TOKEN_STEP = 256
+FEWEST_TOKENS = 512
 SMALLER_CHUNKS = (2048, 1024)
 FP8 = ("fp8_e4m3", "fp8")
 
@@ -55,7 +55,10 @@ def _need(service: Service, gpus: Sequence[Gpu], laws: Laws) -> float:
 
 
 def _changes(service: Service, fits: Callable[[Service], bool], laws: Laws) -> Iterator[str]:
-    context = _longest_context(service.context_length, lambda limit: fits(_shorter(service, limit)))
+    tokens = service.kv_tokens and _most(service.kv_tokens, lambda floor: fits(replace(service, kv_tokens=floor)))
+    if tokens:
+        yield f"kv_tokens: {tokens} (now {service.kv_tokens})"
+    context = _most(service.context_length, lambda limit: fits(_shorter(service, limit)))
     if context:
         yield f"context_length: {context} (now {service.context_length})"
     halved = _fp8_kv(service)
@@ -78,17 +81,20 @@ def _chunked(service: Service, flag: str, tokens: int) -> Service:
     return replace(service, extra_args={**service.extra_args, flag: tokens})
 
 
-def _longest_context(now: int, fits: Callable[[int], bool]) -> int | None:
-    """The longest context below ``now`` that fits, in steps of 256 tokens."""
-    low, high = SMALLEST_CONTEXT // CONTEXT_STEP, (now - 1) // CONTEXT_STEP
-    if high < low or not fits(SMALLEST_CONTEXT):
+def _most(now: int, fits: Callable[[int], bool]) -> int | None:
+    """The most tokens below ``now`` that fit, in steps of 256."""
+    low, high = FEWEST_TOKENS // TOKEN_STEP, (now - 1) // TOKEN_STEP
+    if high < low or not fits(FEWEST_TOKENS):
         return None
-    return CONTEXT_STEP * largest(low, high, lambda step: fits(step * CONTEXT_STEP))
+    return TOKEN_STEP * largest(low, high, lambda step: fits(step * TOKEN_STEP))
 
 
 def _shorter(service: Service, limit: int) -> Service:
-    floor = None if service.kv_tokens is None else min(service.kv_tokens, limit)
-    return replace(service, context_length=min(service.context_length, limit), kv_tokens=floor)
+    return replace(service, context_length=min(service.context_length, limit))
+
+
+def _one_context(service: Service) -> Service:
+    return replace(service, kv_tokens=None)
 
 
 def _fp8_kv(service: Service) -> Service | None:
@@ -115,7 +121,7 @@ def fp8_choice(flags: EngineFlags) -> str | None:
 
 def _shorter_together(services: Sequence[Service], fits: Callable[[Sequence[Service]], bool]) -> Iterator[str]:
     longest = max(service.context_length for service in services)
-    limit = _longest_context(longest, lambda limit: fits([_shorter(service, limit) for service in services]))
+    limit = _most(longest, lambda limit: fits([_shorter(service, limit) for service in services]))
     if limit and len(services) > 1:
         yield f"context_length: at most {limit} for every service"
 
@@ -123,15 +129,15 @@ def _shorter_together(services: Sequence[Service], fits: Callable[[Sequence[Serv
 def _several_changes(
     services: Sequence[Service], fits: Callable[[Sequence[Service]], bool], laws: Laws
 ) -> Iterator[str]:
-    """FP8 KV, then quantised checkpoints, then shorter contexts, added up until the stack fits."""
+    """No more tokens than one context, FP8 KV, quantised checkpoints, shorter contexts, added up until it fits."""
     changed = list(services)
-    for change in (_fp8_kv, _smallest(laws)):
+    for change in (_one_context, _fp8_kv, _smallest(laws)):
         changed = [change(service) or service for service in changed]
         if fits(changed):
             yield f"together: {_differences(services, changed)}"
             return
     longest = max(service.context_length for service in changed)
-    limit = _longest_context(longest, lambda limit: fits([_shorter(service, limit) for service in changed]))
+    limit = _most(longest, lambda limit: fits([_shorter(service, limit) for service in changed]))
     if limit:
         yield f"together: {_differences(services, [_shorter(service, limit) for service in changed])}"
 
@@ -139,9 +145,11 @@ def _several_changes(
 def _differences(before: Sequence[Service], after: Sequence[Service]) -> str:
     texts = []
     for old, new in zip(before, after, strict=True):
-        keys = [key for key in ("model", "kv_cache_dtype", "context_length") if getattr(old, key) != getattr(new, key)]
-        if keys:
-            texts.append(f"{old.name} {{{', '.join(f'{key}: {getattr(new, key)}' for key in keys)}}}")
+        keys = ("model", "kv_tokens", "kv_cache_dtype", "context_length")
+        changed = {key: getattr(new, key) for key in keys if getattr(old, key) != getattr(new, key)}
+        if changed:
+            words = (f"{key}: {'left out' if value is None else value}" for key, value in changed.items())
+            texts.append(f"{old.name} {{{', '.join(words)}}}")
     return ", ".join(texts)
 
 

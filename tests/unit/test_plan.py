@@ -273,6 +273,9 @@ def test_the_result_does_not_depend_on_dictionary_order(make_plan):
     assert make_plan(services) == make_plan(turned)
 
 
+APPLIED = ("context_length", "kv_tokens", "max_concurrency", "kv_cache_dtype", "model")
+
+
 @pytest.mark.parametrize("engine", ["sglang", "vllm"])
 def test_a_stack_that_does_not_fit_says_what_would_make_it_fit(make_plan, engine):
     services = [QWEN | {"engine": engine, "model": "Qwen/Qwen2.5-7B-Instruct"}, YI | {"engine": engine}, TINY]
@@ -285,7 +288,7 @@ def test_a_stack_that_does_not_fit_says_what_would_make_it_fit(make_plan, engine
     for name, remedies in offered.items():
         for remedy in remedies:
             key, _, value = remedy.partition(": ")
-            if name is None or key not in ("context_length", "max_concurrency", "kv_cache_dtype", "model"):
+            if name is None or key not in APPLIED:
                 continue
             value = value.split(" ")[0]
             changed = [
@@ -309,6 +312,25 @@ def test_a_smaller_context_that_is_offered_is_the_largest_that_fits(make_plan):
     offered = int(next(remedy for remedy in remedies["long"] if "context_length" in remedy).split()[1])
     assert make_plan([services[0], services[1] | {"context_length": offered}])["verdict"] == "fits"
     assert make_plan([services[0], services[1] | {"context_length": offered + 256}])["verdict"] == "does_not_fit"
+
+
+@pytest.mark.parametrize("engine", ["sglang", "vllm"])
+def test_fewer_tokens_are_offered_where_too_many_were_asked_for(make_plan, engine):
+    """And no other change hides that it takes them away."""
+    wanted = QWEN | {"engine": engine, "kv_tokens": 2_000_000}
+    (error, *_) = [error for error in make_plan([wanted, YI])["errors"] if error["service"] == "qwen"]
+    (remedy,) = error["remedies"]
+    offered = int(re.fullmatch(r"kv_tokens: (\d+) \(now 2000000\)", remedy)[1])
+    assert make_plan([wanted | {"kv_tokens": offered}, YI])["verdict"] == "fits"
+    assert make_plan([wanted | {"kv_tokens": offered + 256}, YI])["verdict"] == "does_not_fit"
+
+
+def test_tokens_are_left_out_together_where_several_services_ask_for_too_many(make_plan):
+    services = [service | {"kv_tokens": 800_000} for service in (QWEN, YI)]
+    (error,) = [error for error in make_plan(services)["errors"] if error["service"] is None and error["remedies"]]
+    assert "together: qwen {kv_tokens: left out}, yi {kv_tokens: left out}" in error["remedies"]
+    assert not any("context_length" in remedy for remedy in error["remedies"])
+    assert make_plan([QWEN, YI])["verdict"] == "fits"
 
 
 def test_several_changes_are_offered_where_no_single_one_is_enough(make_plan):
