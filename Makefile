@@ -35,7 +35,7 @@ lint: venv-test  ## Run the linters alone
 bench: venv-test  ## Time the planner, 100 hosts and a second make site
 	@$(PYTEST) tests/benchmarks -s --full-benchmarks
 
-docs: site venv-test  ## Write again what is generated in README.md, roles/*/README.md and docs/
+docs: venv-test  ## Write again what is generated in README.md, roles/*/README.md and docs/
 	@python tests/tools/readmes.py
 	@python tests/tools/performance.py
 	@$(PYTEST) -q tests/unit/test_calibration.py --update-docs

@@ -1,16 +1,18 @@
-"""Write what is generated in README files and docs/: the variables of each role, and the example plan.
+"""Write what is generated in README files and docs/: the variables of each role, and the example plans.
 
 `make docs` runs it; tests compare.
 """
 
 import functools
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+ROOT = Path(__file__).resolve().parents[2]
 ROLES = (
     "serving",
     "gpu_host",
@@ -25,8 +27,10 @@ ROLES = (
     "host_verification",
 )
 VARIABLES_BEGIN = "<!-- written by tests/tools/readmes.py from meta/argument_specs.yml -->"
+REFUSAL_PAGE = "docs/does_not_fit.md"
+REFUSAL_BEGIN = "<!-- written by tests/tools/readmes.py from the services above -->\n```text"
 PLAN_PAGES = ("README.md", "docs/memory_law.md")
-PLAN_BEGIN = "<!-- written by tests/tools/readmes.py from build/rtx5090/plan.txt -->\n```text"
+PLAN_BEGIN = "<!-- written by tests/tools/readmes.py from inventory/local -->\n```text"
 
 
 def _markdown(text: str) -> str:
@@ -107,16 +111,36 @@ def with_plan(readme: str, plan_text: str) -> str:
     return between_markers(readme, PLAN_BEGIN, "```", plan_text)
 
 
+def with_refusal(page: str) -> str:
+    """docs/does_not_fit.md with what the planner says of the services that it declares."""
+    services = re.search(r"```yaml\n(serving_services:.*?)```", page, re.DOTALL)
+    return between_markers(page, REFUSAL_BEGIN, "```", _plan_text(yaml.safe_load(services[1])))
+
+
+def example_plan() -> str:
+    """plan.txt of inventory/local."""
+    return _plan_text(yaml.safe_load((ROOT / "inventory/local/group_vars/all/main.yml").read_text("utf-8")))
+
+
+def _plan_text(declared: dict[str, Any]) -> str:
+    sys.path.insert(0, str(ROOT / ".collections"))
+    from ansible_collections.blackwell.serving.plugins.module_utils.memory_plan import plan_host
+    from ansible_collections.blackwell.serving.plugins.module_utils.plan_text import plan_text
+    from ansible_collections.blackwell.serving.plugins.plugin_utils.catalog_files import load_catalog
+
+    planned = {"gpus": declared.get("serving_gpus", ["rtx_5090"]), "services": declared["serving_services"]}
+    return plan_text(plan_host("rtx5090", planned, load_catalog()))
+
+
 def _rewrite(readme: Path, change: Callable[[str], str]) -> None:
     readme.write_text(change(readme.read_text("utf-8")), "utf-8")
 
 
 if __name__ == "__main__":
-    root = Path(__file__).resolve().parents[2]
-    specs = role_specifications(root)
+    specs = role_specifications(ROOT)
     for role, spec in specs.items():
-        _rewrite(root / "roles" / role / "README.md", functools.partial(with_variables, specification=spec))
-    (root / "docs/variables.md").write_text(variables_page(specs), "utf-8")
-    plan = (root / "build/rtx5090/plan.txt").read_text("utf-8")
+        _rewrite(ROOT / "roles" / role / "README.md", functools.partial(with_variables, specification=spec))
+    (ROOT / "docs/variables.md").write_text(variables_page(specs), "utf-8")
     for page in PLAN_PAGES:
-        _rewrite(root / page, functools.partial(with_plan, plan_text=plan))
+        _rewrite(ROOT / page, functools.partial(with_plan, plan_text=example_plan()))
+    _rewrite(ROOT / REFUSAL_PAGE, with_refusal)

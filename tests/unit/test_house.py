@@ -53,6 +53,16 @@ def test_page_of_all_variables_is_written_from_the_specifications(readmes):
             assert f"| `{name}` |" in page
 
 
+def test_plans_in_the_documentation_are_those_of_today(readmes):
+    for page in readmes.PLAN_PAGES:
+        text = (REPO_ROOT / page).read_text("utf-8")
+        older = text != readmes.with_plan(text, readmes.example_plan())
+        assert not older, f"{page}: make docs"
+    text = (REPO_ROOT / readmes.REFUSAL_PAGE).read_text("utf-8")
+    older = text != readmes.with_refusal(text)
+    assert not older, "make docs"
+
+
 @pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
 def test_ansible_doc_shows_the_role(role: Path, run_tool):
     shown = run_tool("ansible-doc", "-t", "role", f"blackwell.serving.{role.name}")
