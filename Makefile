@@ -24,7 +24,7 @@ site: venv-run  ## Plan the hosts of inventory/local and write build/<host>/
 	@ansible-playbook site.yml
 
 test: lint  ## Lint, then run every test
-	@$(PYTEST) -n $(WORKERS) --dist worksteal
+	@$(PYTEST) -n $(WORKERS) --dist load --maxschedchunk 1
 
 lint: venv-test  ## Run the linters alone
 	@ruff check .

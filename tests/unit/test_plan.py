@@ -132,10 +132,9 @@ def test_each_service_gets_its_tokens_when_it_restarts_alone_among_peaks(stack, 
         assert free == pytest.approx(service["free_before_restart_gib"], abs=0.01) or len(service["gpus"]) > 1
 
 
-def test_sglang_gets_its_tokens_also_when_the_others_hold_the_margin_besides(stack, catalog):
+def test_each_service_gets_its_tokens_also_when_the_others_hold_the_margin_besides(stack, catalog):
     for service, gpu, free in restarts_alone(stack):
-        if service["engine"] == "sglang":
-            assert engine_grants(stack, service, free - gpu["margin_gib"], catalog) >= within_a_block(service)
+        assert engine_grants(stack, service, free - gpu["margin_gib"], catalog) >= within_a_block(service)
 
 
 def test_sglang_keeps_a_reserve_for_restarts_where_there_is_no_margin(catalog):
