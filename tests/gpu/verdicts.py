@@ -24,6 +24,9 @@ def checks(plan: Mapping[str, Any], result: Mapping[str, Any], least_use: float 
         found.append(_check("peak of all, GiB, at most", None, planned, result["peak_gib"], _at_most))
         least = round(max((1 - SIZE_SHARE) * planned, (least_use or 0) * result["shown_gib"]), 3)
         found.append(_check("peak of all, GiB, at least", None, least, result["peak_gib"], _at_least))
+    if "peak_with_restarts_gib" in result:
+        peak = result["peak_with_restarts_gib"]
+        found.append(_check("peak of all, restarts included, GiB, at most", None, planned, peak, _at_most))
     for name, again in result.get("restarts", {}).items():
         wanted = next(service["kv_tokens"] for service in plan["services"] if service["name"] == name)
         found.append(

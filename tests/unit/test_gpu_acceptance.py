@@ -136,6 +136,7 @@ def spoiled(path, value):
         (("load", "yi", "requests"), 0, "failed under load"),
         (("peak_gib",), 30.4, "at most"),
         (("peak_gib",), 29.3, "at least"),
+        (("peak_with_restarts_gib",), 30.4, "restarts included"),
         (("restarts", "qwen", "tokens"), 40000, "restarted alone"),
         (("restarts", "qwen", "load", "tinyllama", "failed"), 2, "while qwen restarted"),
         (("shown_before_gib",), 33.0, "the card shows"),
