@@ -171,6 +171,12 @@ class Engine:
         more = self.table["tensor_parallel"] if self.tp > 1 else 0
         self.ledger.take("context", self.gib("context") + more * GIB)
 
+    def take_weights(self) -> int:
+        """Bytes on one GPU, taken bit by bit; `slow_weights` is a disk that is slower than the others'."""
+        weights = int(self.gib("weights") / self.tp)
+        self.ledger.take_slowly("weights", weights, machine.pace() + float(self.faults().get("slow_weights", 0)))
+        return weights
+
     # ---- requests ----
 
     def tokens_per_second(self) -> float:

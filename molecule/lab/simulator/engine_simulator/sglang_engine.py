@@ -151,7 +151,7 @@ class SGLang(Engine):
         self.log(f"Load weight begin. avail mem={free_before / GIB:.2f} GB")
         self.hang_fault()
         self.oom_fault()
-        self.ledger.take_slowly("weights", self.gib("weights") / self.tp, 1.0 * machine.pace())
+        self.take_weights()
         dtype = "dtype=torch.bfloat16, " if self.release < (0, 5, 10) else ""
         elapsed = "" if self.release < (0, 5, 10) else "elapsed=1.00 s, "
         free = self.free_gib()

@@ -97,8 +97,7 @@ class VLLM(Engine):
         self.log(f"Starting to load model {self.model_path}...", "gpu_model_runner.py:5161")
         self.hang_fault()
         self.oom_fault()
-        weights = int(self.gib("weights") / self.tp)
-        self.ledger.take_slowly("weights", weights, 1.0 * machine.pace())
+        weights = self.take_weights()
         self.log(f"Model loading took {gib(weights)} GiB memory and 1.000000 seconds", "gpu_model_runner.py:5256")
         return weights
 
