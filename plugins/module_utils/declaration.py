@@ -12,7 +12,6 @@ from typing import Any
 
 from . import convert
 from .catalog_view import Catalog, Image
-from .cuda_allocator import CachingAllocator, allocator_of
 from .engine_flags import EngineFlags, Options, resolve_options
 from .model_geometry import DTYPE_BYTES, ModelGeometry, geometry_of
 from .node_groups import NodeGroup
@@ -100,10 +99,6 @@ class Service:
     def local_gpus(self) -> int:
         """GPUs of this host that it runs on."""
         return self.tensor_parallel // (len(self.nodes.hosts) if self.nodes else 1)
-
-    @property
-    def allocator(self) -> CachingAllocator:
-        return allocator_of(self.environment)
 
     def engine_chunk(self, gpu: Gpu) -> int:
         """Tokens of one prefill batch that the engine itself chooses on ``gpu``."""

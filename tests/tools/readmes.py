@@ -13,6 +13,12 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / ".collections"))
+
+from ansible_collections.blackwell.serving.plugins.module_utils.memory_plan import plan_host  # noqa: E402
+from ansible_collections.blackwell.serving.plugins.module_utils.plan_text import plan_text  # noqa: E402
+from ansible_collections.blackwell.serving.plugins.plugin_utils.catalog_files import load_catalog  # noqa: E402
+
 ROLES = (
     "serving",
     "gpu_host",
@@ -123,11 +129,6 @@ def example_plan() -> str:
 
 
 def _plan_text(declared: dict[str, Any]) -> str:
-    sys.path.insert(0, str(ROOT / ".collections"))
-    from ansible_collections.blackwell.serving.plugins.module_utils.memory_plan import plan_host
-    from ansible_collections.blackwell.serving.plugins.module_utils.plan_text import plan_text
-    from ansible_collections.blackwell.serving.plugins.plugin_utils.catalog_files import load_catalog
-
     planned = {"gpus": declared.get("serving_gpus", ["rtx_5090"]), "services": declared["serving_services"]}
     return plan_text(plan_host("rtx5090", planned, load_catalog()))
 
@@ -141,6 +142,7 @@ if __name__ == "__main__":
     for role, spec in specs.items():
         _rewrite(ROOT / "roles" / role / "README.md", functools.partial(with_variables, specification=spec))
     (ROOT / "docs/variables.md").write_text(variables_page(specs), "utf-8")
+    plan = example_plan()
     for page in PLAN_PAGES:
-        _rewrite(ROOT / page, functools.partial(with_plan, plan_text=example_plan()))
+        _rewrite(ROOT / page, functools.partial(with_plan, plan_text=plan))
     _rewrite(ROOT / REFUSAL_PAGE, with_refusal)

@@ -54,9 +54,10 @@ def test_page_of_all_variables_is_written_from_the_specifications(readmes):
 
 
 def test_plans_in_the_documentation_are_those_of_today(readmes):
+    plan = readmes.example_plan()
     for page in readmes.PLAN_PAGES:
         text = (REPO_ROOT / page).read_text("utf-8")
-        older = text != readmes.with_plan(text, readmes.example_plan())
+        older = text != readmes.with_plan(text, plan)
         assert not older, f"{page}: make docs"
     text = (REPO_ROOT / readmes.REFUSAL_PAGE).read_text("utf-8")
     older = text != readmes.with_refusal(text)

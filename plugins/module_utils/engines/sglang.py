@@ -16,6 +16,7 @@ import math
 from functools import cached_property
 
 from ..catalog_view import Catalog, version_tuple
+from ..cuda_allocator import allocator_of
 from ..declaration import Gpu, Service
 from ..engine_flags import Options
 from ..units import ceil3, from_gib, round_down, round_up
@@ -56,6 +57,7 @@ class SglangMemory:
         self.service, self.gpu, self.catalog = service, gpu, catalog
         self.options, self.warnings = service.options(gpu)
         self.geometry, self.tp = service.geometry, service.tensor_parallel
+        self.allocator = allocator_of(service.environment)
 
     def option(self, role: str, default: object = None) -> object:
         name = self.service.flags.name_for(role)
@@ -103,7 +105,7 @@ class SglangMemory:
         for layers in self.geometry.attention:
             rows = self._layer_tokens(layers.kind, tokens) + self.page
             for elements in (layers.k_elements(self.tp), layers.v_elements(self.tp)):
-                total += self.service.allocator.buffers(rows * elements * self.service.kv_element, layers.count)
+                total += self.allocator.buffers(rows * elements * self.service.kv_element, layers.count)
         return total
 
     @cached_property
@@ -136,9 +138,7 @@ class SglangMemory:
     def weights(self) -> int:
         if self.service.weights is not None:
             return self.service.weights
-        loaded = self.geometry.weight_bytes(
-            self.tp, ROTARY_ELEMENT, self.service.loaded_as, self.service.allocator.reserved
-        )
+        loaded = self.geometry.weight_bytes(self.tp, ROTARY_ELEMENT, self.service.loaded_as, self.allocator.reserved)
         return loaded + loading_bytes(self.service, self.catalog)
 
     @cached_property

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ..catalog_view import Catalog, version_tuple
+from ..cuda_allocator import allocator_of
 from ..declaration import Gpu, Service
 from ..engine_flags import Options
 from ..model_geometry import StateLayers
@@ -50,6 +51,7 @@ class VllmMemory:
         self.service, self.gpu, self.catalog = service, gpu, catalog
         self.options, self.warnings = service.options(gpu)
         self.geometry, self.tp = service.geometry, service.tensor_parallel
+        self.allocator = allocator_of(service.environment)
         prefix_cache = service.flags.name_for("prefix_cache")
         if self.geometry.state and service.profile != "notes" and prefix_cache not in service.extra_args:
             self.options[prefix_cache] = False
@@ -132,7 +134,7 @@ class VllmMemory:
     def pool_bytes(self, tokens: int) -> int:
         """Device memory of those blocks: one tensor per layer of a group."""
         layers = self.blocks.group_layers
-        return self.service.allocator.buffers(self._blocks_for(tokens) * self.blocks.block_bytes // layers, layers)
+        return self.allocator.buffers(self._blocks_for(tokens) * self.blocks.block_bytes // layers, layers)
 
     def tokens_in(self, size: float) -> int:
         """Capacity that vLLM reports for a pool of ``size`` bytes (get_kv_cache_capacity)."""
@@ -154,12 +156,12 @@ class VllmMemory:
     @cached_property
     def weights(self) -> int:
         """As the allocator holds them."""
-        return self._weight_bytes(self.service.allocator.reserved)
+        return self._weight_bytes(self.allocator.reserved)
 
     @cached_property
     def profiled_weights(self) -> int:
         """As vLLM counts them: what PyTorch reports as allocated."""
-        return self._weight_bytes(self.service.allocator.allocated)
+        return self._weight_bytes(self.allocator.allocated)
 
     def _weight_bytes(self, count: Callable[[list[int]], int]) -> int:
         if self.service.weights is not None:
