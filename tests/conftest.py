@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
 IN_CI = os.environ.get("CI") == "true"
@@ -142,6 +144,35 @@ def make_plan(catalog) -> Callable[..., dict]:
         return plan_host("host", {"gpus": gpus, "services": services, **declaration}, catalog)
 
     return plan
+
+
+@pytest.fixture(scope="session")
+def with_remedy() -> Callable[[list[dict], str | None, str], list[dict] | None]:
+    """`with_remedy(services, name, remedy)`: the services with what a plan's error offers, applied as it reads.
+
+    None where it changes something else than the services.
+    """
+
+    def changed(services, name, remedy):
+        key, _, value = remedy.partition(": ")
+        value = value.split(" (now ")[0]
+        if name is not None:
+            new = yaml.safe_load(value)
+            return [service | {key: new} if service["name"] == name else service for service in services]
+        if remedy.startswith("leave out "):
+            return [service for service in services if service["name"] != remedy.removeprefix("leave out ")]
+        if key == "context_length":
+            limit = int(re.fullmatch(r"at most (\d+) for every service", value)[1])
+            return [service | {key: min(service[key], limit)} for service in services]
+        if key == "together":
+            changes = {one: yaml.safe_load(f"{{{words}}}") for one, words in re.findall(r"(\w+) {(.*?)}", value)}
+            left_out = {
+                one: {k: None if v == "left out" else v for k, v in new.items()} for one, new in changes.items()
+            }
+            return [service | left_out.get(service["name"], {}) for service in services]
+        return None
+
+    return changed
 
 
 @pytest.fixture

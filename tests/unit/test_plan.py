@@ -272,11 +272,8 @@ def test_the_result_does_not_depend_on_dictionary_order(make_plan):
     assert make_plan(services) == make_plan(turned)
 
 
-APPLIED = ("context_length", "kv_tokens", "max_concurrency", "kv_cache_dtype", "model")
-
-
 @pytest.mark.parametrize("engine", ["sglang", "vllm"])
-def test_a_stack_that_does_not_fit_says_what_would_make_it_fit(make_plan, engine):
+def test_a_stack_that_does_not_fit_says_what_would_make_it_fit(make_plan, with_remedy, engine):
     services = [QWEN | {"engine": engine, "model": "Qwen/Qwen2.5-7B-Instruct"}, YI | {"engine": engine}, TINY]
     plan = make_plan(services)
     assert plan["verdict"] == "does_not_fit"
@@ -286,15 +283,9 @@ def test_a_stack_that_does_not_fit_says_what_would_make_it_fit(make_plan, engine
     tried = 0
     for name, remedies in offered.items():
         for remedy in remedies:
-            key, _, value = remedy.partition(": ")
-            if name is None or key not in APPLIED:
+            if name is None:
                 continue
-            value = value.split(" ")[0]
-            changed = [
-                service | {key: int(value) if value.isdigit() else value} if service["name"] == name else service
-                for service in services
-            ]
-            assert make_plan(changed)["verdict"] == "fits", remedy
+            assert make_plan(with_remedy(services, name, remedy))["verdict"] == "fits", remedy
             tried += 1
     assert tried
     general = " ".join(offered[None])

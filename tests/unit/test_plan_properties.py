@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
-import yaml
 from ansible_collections.blackwell.serving.plugins.module_utils.declaration import SERVICE_KEYS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -85,25 +82,6 @@ def test_tokens_grow_with_memory(make_plan, services, less, more):
             assert by_name(large)[name]["kv_tokens"] >= service["kv_tokens"]
 
 
-def changed(services, name, remedy):
-    """``services`` with a remedy applied as it reads, or None where it changes something else."""
-    key, _, value = remedy.partition(": ")
-    value = value.split(" (now ")[0]
-    if name is not None:
-        new = yaml.safe_load(value)
-        return [service | {key: new} if service["name"] == name else service for service in services]
-    if remedy.startswith("leave out "):
-        return [service for service in services if service["name"] != remedy.removeprefix("leave out ")]
-    if key == "context_length":
-        limit = int(re.fullmatch(r"at most (\d+) for every service", value)[1])
-        return [service | {key: min(service[key], limit)} for service in services]
-    if key == "together":
-        changes = {one: yaml.safe_load(f"{{{words}}}") for one, words in re.findall(r"(\w+) {(.*?)}", value)}
-        changes = {one: {k: None if v == "left out" else v for k, v in new.items()} for one, new in changes.items()}
-        return [service | changes.get(service["name"], {}) for service in services]
-    return None
-
-
 @settings(SEARCH, max_examples=300)
 @given(
     services=stacks(),
@@ -111,14 +89,14 @@ def changed(services, name, remedy):
     more=st.sampled_from([1, 10, 100]),
     gpu=st.sampled_from(["rtx_5080", "rtx_5090"]),
 )
-def test_what_would_help_does(make_plan, services, longer, more, gpu):
+def test_what_would_help_does(make_plan, with_remedy, services, longer, more, gpu):
     for service in services:
         service["context_length"] = min(service["context_length"] * longer, LONGEST.get(service["model"], 32768))
         if "kv_tokens" in service:
             service["kv_tokens"] *= more
     for error in make_plan(services, [gpu])["errors"]:
         for remedy in error.get("remedies") or []:
-            better = changed(services, error["service"], remedy)
+            better = with_remedy(services, error["service"], remedy)
             if better is not None:
                 assert make_plan(better, [gpu])["verdict"] == "fits", remedy
 
