@@ -4,9 +4,9 @@
     alone.py --sites SITES --prepared PREPARED --out OUT --gpu 0 [--deadline SECONDS]
 
 The variants of stacks.yml (`alone`) differ in one thing each: attention backend, largest graph, prefill graphs, chunk,
-requests. OUT gets alone.json, written anew after each variant; what it has already is not measured again.
-catalog/overheads.yml takes its constants from it. Several may run at the same time, each with a --gpu of its own and
-the same OUT.
+requests, allocator. OUT gets alone.json, written anew after each variant, with when and on which card it was measured.
+What it has already is not measured again. catalog/overheads.yml takes its constants from it. Several may run at the
+same time, each with a --gpu of its own and the same OUT.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def main() -> None:
                 continue
             plan = json.loads((options.prepared / "plans" / KEYS[card.product] / f"alone_{name}.json").read_text())
             found = measure(name, plan, variant["load"], box, card, options.out)
-            told = without_paths(found, options.prepared)
-            with shared_result(recorded, {**about, "variants": {}}) as result:
+            told = without_paths({**about, **found}, options.prepared)
+            with shared_result(recorded, {"variants": {}}) as result:
                 result["variants"][name] = told
             print(
                 time.strftime("%H:%M:%S"), f"GPU {options.gpu}", name, json.dumps(told.get("parts", told)), flush=True

@@ -29,7 +29,7 @@ Real engines were started from plans and measured, by [`tests/gpu`](../tests/gpu
 Read the figures with care: the GPU is a Hopper card of which all but an RTX 5090's memory was held back. **Hopper is
 not Blackwell**: what memory the engines take is comparable, speed is not, and neither are the kernels. Weights are made
 up (`--load-format dummy`) and prompts are random tokens: memory and speed are measured, answers are not. Both engines
-ran with Triton attention, the field notes' flags with torch_native. The host had two GPUs, and a stack on each: memory
+ran with Triton attention, the field notes' flags with torch_native. The hosts had two GPUs, and a stack on each: memory
 is a GPU's own, the processor was shared. Planned sizes are those of the day; `docs/accuracy.md` scores today's planner.
 """
 FIGURES = (
@@ -94,8 +94,6 @@ def stack_sections() -> list[str]:
         result = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
         plan = json.loads((RESULTS / f"{name}.plan.json").read_text("utf-8"))
         sections.append(table(result, plan))
-        if result["verdict"] != "holds":
-            sections.append(f"{_declared()['stacks'][name]['since']}\n")
     return sections
 
 
@@ -111,16 +109,22 @@ that it does not log. `under load` is what the process grew by, then.
 
 
 def alone_section(result: Mapping[str, Any]) -> str:
-    """What each part of a process takes, by variant."""
-    lines = [ALONE, f"{conditions(result)} Qwen2.5-3B-Instruct but where a name says otherwise.", ""]
-    lines += [f"| | {' | '.join(part.replace('_', ' ') for part in PARTS)} |", f"|---|{'---|' * len(PARTS)}"]
-    for name, variant in result["variants"].items():
-        parts = variant.get("parts", {})
-        cells = [
-            f"{parts[part]['planned']:.2f} / {parts[part]['measured']:.2f}" if part in parts else "" for part in PARTS
-        ]
-        lines.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    """What each part of a process takes, by variant; a table for each card, driver and day."""
+    order = {name: place for place, name in enumerate(_declared()["alone"])}
+    found = sorted(result["variants"].items(), key=lambda item: order[item[0]])
+    lines = [ALONE]
+    for under in dict.fromkeys(conditions(variant) for _, variant in found):
+        lines += [f"{under} Qwen2.5-3B-Instruct but where a name says otherwise.", ""]
+        lines += [f"| | {' | '.join(part.replace('_', ' ') for part in PARTS)} |", f"|---|{'---|' * len(PARTS)}"]
+        lines += [_alone_row(name, variant) for name, variant in found if conditions(variant) == under]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _alone_row(name: str, variant: Mapping[str, Any]) -> str:
+    parts = variant.get("parts", {})
+    cells = [f"{parts[part]['planned']:.2f} / {parts[part]['measured']:.2f}" if part in parts else "" for part in PARTS]
+    return f"| {name.replace('_', ' ')} | {' | '.join(cells)} |"
 
 
 def tune_section(result: Mapping[str, Any]) -> str:
