@@ -76,6 +76,15 @@ class CachingAllocator:
         segment = SMALL_SEGMENT if size <= SMALL_LIMIT else LARGE_SEGMENT
         return -(-count // (segment // max(size, BLOCK))) * segment
 
+    def unfilled(self, freed: int, size: int, count: int) -> int:
+        """What a freed tensor of at least 10 MiB adds to ``buffers``, which are cut from its segment while they fit.
+
+        The segment is not given back: one of them, or anything small, is in it.
+        """
+        size, segment = round_up(size, BLOCK), round_up(freed, ROUND_LARGE)
+        fitting = min(count, segment // size) if size > SMALL_LIMIT else 0
+        return max(0, segment + self.buffers(size, count - fitting) - self.buffers(size, count))
+
 
 class ExpandableSegments(CachingAllocator):
     """With ``expandable_segments:True``. Sizes in bytes."""
@@ -99,6 +108,10 @@ class ExpandableSegments(CachingAllocator):
         """Device memory of ``count`` buffers of ``size`` bytes each."""
         size = round_up(size, BLOCK)
         return round_up(count * size, SMALL_SEGMENT if size <= SMALL_LIMIT else LARGE_SEGMENT)
+
+    def unfilled(self, freed: int, size: int, count: int) -> int:
+        """None: the next buffer takes the freed room and maps only what it needs beyond."""
+        return 0
 
 
 DEFAULT, EXPANDABLE = CachingAllocator(), ExpandableSegments()

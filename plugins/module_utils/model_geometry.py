@@ -178,6 +178,10 @@ class ModelGeometry:
         """Cosine and sine tables, shared by all layers, held with the weights."""
         return self.rotary_tables * self.rotary_positions * self.rotary_dim * element
 
+    def embedding_elements(self, tp: int) -> int:
+        """Elements of one rank's part of the embedding table."""
+        return _embedding(self.config, tp)
+
     def activation_elements(self, tp: int) -> int:
         """Elements per token alive at the widest point of one layer (hidden states, residual, projections)."""
         return 3 * self.hidden + max(_widths(self.config, self.architecture, tp))
@@ -425,9 +429,13 @@ def _state(config: Mapping[str, Any], family: str, dtype: str) -> StateLayers | 
 # ---- tensors: (elements, is a linear layer's weight) ------------------------------------------------
 
 
+def _embedding(config: Mapping[str, Any], tp: int) -> int:
+    return round_up(_count(config, "vocab_size"), VOCAB_PADDING) // tp * _count(config, "hidden_size")
+
+
 def _tensors(config: Mapping[str, Any], architecture: str, family: str, tp: int) -> Iterator[tuple[int, bool]]:
     hidden = _count(config, "hidden_size")
-    embedding = -(-_count(config, "vocab_size") // VOCAB_PADDING) * VOCAB_PADDING // tp * hidden
+    embedding = _embedding(config, tp)
     yield embedding, False
     for layer, kind in enumerate(_layer_kinds(config, architecture, family)):
         yield hidden, False

@@ -25,14 +25,23 @@ class Placed:
 
     def peak(self, tokens: int | None = None) -> int:
         """Bytes per GPU under full load."""
-        tokens = self.tokens if tokens is None else tokens
-        return self.law.footprint.fixed + self.law.pool_bytes(tokens) + self.law.reserve_bytes(tokens)
+        law, tokens = self.law, self.tokens if tokens is None else tokens
+        left = law.compilation_bytes(tokens)
+        return law.footprint.peak(left) + law.pool_bytes(tokens) + law.reserve_bytes(tokens)
 
     @property
     def resident(self) -> int:
         """Bytes per GPU after start and one request."""
-        footprint = self.law.footprint
-        return footprint.fixed - footprint.activations + self.law.pool_bytes(self.tokens)
+        return self.law.footprint.fixed + self.compilation + self.law.pool_bytes(self.tokens)
+
+    @property
+    def compilation(self) -> int:
+        return self.law.compilation_bytes(self.tokens)
+
+    @property
+    def activations(self) -> int:
+        """Bytes per GPU that load adds to ``resident``."""
+        return self.law.footprint.peak(self.compilation) - self.law.footprint.fixed - self.compilation
 
     @property
     def context(self) -> int:

@@ -16,7 +16,7 @@ PARTS = (
     ("state", "State pool", ("state",)),
     ("workspaces", "Work buffers", ("workspaces", "tables")),
     ("graphs", "Graphs", ("graphs",)),
-    ("activations", "Activations", ("activations",)),
+    ("activations", "Activations", ("compilation", "activations")),
     ("reserve", "Reserve", ("reserve",)),
 )
 IN_BAR_LABELS = {"weights": "weights", "kv": "KV"}

@@ -8,7 +8,7 @@ from dataclasses import replace
 from .declaration import KV_DTYPES_EVERYWHERE, Gpu, Service, catalogue_gpu
 from .engine_flags import EngineFlags
 from .model_geometry import geometry_of
-from .placement import Laws, place
+from .placement import Laws, Placed, place
 from .plan_error import PlanError
 from .units import GIB, from_gib, largest
 
@@ -49,9 +49,9 @@ def remedies_for(services: Sequence[Service], gpus: Sequence[Gpu], laws: Laws) -
 
 
 def _need(service: Service, gpus: Sequence[Gpu], laws: Laws) -> float:
-    law = laws.of(service, gpus[(service.gpus or (0,))[0]])
-    tokens = law.settle(law.floor_tokens)
-    return (law.footprint.fixed + law.pool_bytes(tokens) + law.reserve_bytes(tokens)) / GIB
+    gpu = gpus[(service.gpus or (0,))[0]]
+    law = laws.of(service, gpu)
+    return Placed(service, (gpu,), law, law.settle(law.floor_tokens)).peak() / GIB
 
 
 def _changes(service: Service, fits: Callable[[Service], bool], laws: Laws) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,24 @@ def load_logs() -> dict[str, Any]:
 
 def recorded_rows() -> Iterator[dict[str, Any]]:
     """The services of tests/gpu/results: declared there, started as planned then, scored with today's planner."""
-    stacks = yaml.safe_load((ACCEPTANCE / "stacks.yml").read_text(encoding="utf-8"))["stacks"]
+    declared = yaml.safe_load((ACCEPTANCE / "stacks.yml").read_text(encoding="utf-8"))
+    yield from _rows_of_stacks(declared["stacks"])
+    alone = json.loads((ACCEPTANCE / "results/alone.json").read_text(encoding="utf-8"))["variants"]
+    for name, variant in declared["alone"].items():
+        if name not in alone:
+            continue
+        found = alone[name]
+        card = declared["gpus"][found["gpu"]]
+        yield _row(
+            f"alone/{name}",
+            {"key": card["gpu"], "total": card["measured_total_gib"]},
+            variant["services"][0],
+            found["command"].split(),
+            {**found["start"], "peak": found["process_peak"]},
+        )
+
+
+def _rows_of_stacks(stacks: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for name, stack in stacks.items():
         path = ACCEPTANCE / "results" / f"{name}.json"
         if not path.exists():
@@ -73,20 +90,36 @@ def recorded_rows() -> Iterator[dict[str, Any]]:
         plan = json.loads(path.with_suffix(".plan.json").read_text(encoding="utf-8"))
         gpu = plan["gpus"][0]
         for declared, planned in zip(stack["services"], plan["services"], strict=True):
-            told = dict(word.partition("=")[::2] for word in planned["command"])
             entry = result["services"][declared["name"]]
-            yield {
-                "id": f"{name}/{declared['name']}",
-                "source": "recorded",
-                "gpu": gpu["key"],
-                "total": gpu["cuda_visible_gib"],
-                "free": entry["measured"]["free"],
-                "fraction": planned["fraction"]["value"],
-                "cap": planned["kv_tokens"],
-                "kv_bytes": int(told.get("--kv-cache-memory-bytes", 0)),
-                "service": declared,
-                "measured": {**entry["measured"], "peak": entry["process_peak"]},
-            }
+            yield _row(
+                f"{name}/{declared['name']}",
+                {"key": gpu["key"], "total": gpu["cuda_visible_gib"]},
+                declared,
+                planned["command"],
+                {**entry["measured"], "peak": entry["process_peak"]},
+            )
+
+
+def _row(
+    name: str,
+    gpu: Mapping[str, Any],
+    declared: Mapping[str, Any],
+    command: Sequence[str],
+    measured: Mapping[str, Any],
+) -> dict[str, Any]:
+    told = dict(word.partition("=")[::2] for word in command)
+    return {
+        "id": name,
+        "source": "recorded",
+        "gpu": gpu["key"],
+        "total": gpu["total"],
+        "free": measured["free"],
+        "fraction": float(told.get("--mem-fraction-static") or told["--gpu-memory-utilization"]),
+        "cap": int(told.get("--max-total-tokens", 0)),
+        "kv_bytes": int(told.get("--kv-cache-memory-bytes", 0)),
+        "service": declared,
+        "measured": measured,
+    }
 
 
 def row_memory(row: Mapping[str, Any], catalog: Catalog) -> EngineMemory:
@@ -115,12 +148,12 @@ def score(row: Mapping[str, Any], catalog: Catalog) -> Score:
         )
         footprint = law.footprint
         first = from_gib(catalog.overhead("sglang", "first_request", "gib"))
-        taken = footprint.fixed - footprint.context - footprint.activations - first + law.pool_bytes(measured["tokens"])
+        taken = footprint.fixed - footprint.context - first + law.pool_bytes(measured["tokens"])
         left = row["free"] - taken / GIB
     weights = law.weights if law.service.engine == "sglang" else law.profiled_weights
     measured_kv = measured.get("kv", measured["tokens"] * law.cell / GIB)
-    resident = law.footprint.fixed - law.footprint.activations + law.pool_bytes(measured["tokens"])
-    peak = resident + law.footprint.activations
+    pool, compiled = law.pool_bytes(measured["tokens"]), law.compilation_bytes(measured["tokens"])
+    resident, peak = law.footprint.fixed + compiled + pool, law.footprint.peak(compiled) + pool
     kv = tokens * law.cell / GIB
     return Score(row, weights / GIB, law_tokens, tokens, kv, measured_kv, left, resident / GIB, peak / GIB)
 

@@ -24,7 +24,7 @@ from typing import Any
 from card import Card, versions
 from commands import differences
 from engine_log import figures, telling
-from program import KEYS, claimed, parser, today
+from program import claimed, parser, today
 from running import Box, Load, NotUp, Running, all_at_once
 from verdicts import checks, table
 
@@ -153,7 +153,7 @@ def main() -> int:
         for stack in options.stacks:
             if time.time() > options.deadline - 3 * START_ALLOWANCE or not claimed(options.out, stack):
                 continue
-            plan = json.loads((options.prepared / "plans" / KEYS[card.product] / f"{stack}.json").read_text())
+            plan = json.loads((options.prepared / "plans" / card.product / f"{stack}.json").read_text())
             acceptance = Acceptance(stack, about["stacks"][stack], plan, box, card, options.out)
             acceptance.run(options.deadline)
             held = held and acceptance.result["verdict"] == "holds"

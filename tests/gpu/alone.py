@@ -20,7 +20,7 @@ from typing import Any
 from card import Card
 from commands import differences
 from parts import parts
-from program import KEYS, claimed, conditions_of, parser, shared_result, without_paths
+from program import claimed, conditions_of, parser, shared_result, without_paths
 from running import Box, Load, NotUp, Running
 
 START_ALLOWANCE = 90  # no variant begins with less than this many seconds left
@@ -64,7 +64,7 @@ def main() -> None:
                 continue
             if time.time() > options.deadline - START_ALLOWANCE or not claimed(options.out, f"alone.{name}"):
                 continue
-            plan = json.loads((options.prepared / "plans" / KEYS[card.product] / f"alone_{name}.json").read_text())
+            plan = json.loads((options.prepared / "plans" / card.product / f"alone_{name}.json").read_text())
             found = measure(name, plan, variant["load"], box, card, options.out)
             told = without_paths({**about, **found}, options.prepared)
             with shared_result(recorded, {"variants": {}}) as result:

@@ -22,7 +22,7 @@ from typing import Any
 
 from card import Card, versions
 from commands import differences
-from program import KEYS, today
+from program import today
 from running import Box, Load, Running
 
 ROUNDS = 3
@@ -61,7 +61,7 @@ def main() -> None:
             for name, gpu in zip(group, gpus, strict=False):
                 card = stack.enter_context(Card(gpu, about["shown_gib"], options.out))
                 box = Box(options.sites, options.prepared, 41000 + 1000 * gpu)
-                plan = json.loads((options.prepared / "plans" / KEYS[card.product] / f"{name}.json").read_text())
+                plan = json.loads((options.prepared / "plans" / card.product / f"{name}.json").read_text())
                 service = plan["services"][0]
                 running[name] = Running(service, box, card, options.out / "logs" / f"{name}.full")
                 stack.callback(running[name].stop)

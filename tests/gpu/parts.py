@@ -23,7 +23,7 @@ def parts(service: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, dic
         "tables": planned["tables"],
         "workspaces": planned["workspaces"],
         "graphs": planned["graphs"],
-        "rest": planned["workspaces"] + planned["tables"],
+        "rest": planned["workspaces"] + planned["tables"] + planned.get("compilation", 0.0),
         "resident": planned["resident"],
         "peak": planned["peak"],
         "under_load": planned["peak"] - planned["resident"],

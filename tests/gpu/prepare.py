@@ -3,8 +3,8 @@
 
     prepare.py OUT
 
-Runs where the collection is (PyYAML alone is needed). For every stack of stacks.yml and every kind of GPU it plans
-with, OUT/plans/GPU/STACK.json is the planner's own plan.json for a card of which all but `shown_gib` is held by
+Runs where the collection is (PyYAML alone is needed). For every stack and every card of stacks.yml,
+OUT/plans/CARD/STACK.json is the planner's own plan.json for a card of which all but `shown_gib` is held by
 others; OUT/models/ has a config.json, from the catalogue, and a toy tokenizer of each model.
 """
 
@@ -54,24 +54,23 @@ def load_stacks() -> dict[str, Any]:
 
 
 def declaration(
-    services: list[dict[str, Any]], gpu: str, total: float, shown: float, catalog: Catalog
+    services: list[dict[str, Any]], card: Mapping[str, Any], shown: float, catalog: Catalog
 ) -> dict[str, Any]:
     """For a card that shows `shown` GiB before any context; the first service sees less by its own."""
     context = catalog.overhead("context", services[0]["engine"], "gib")
-    measured = {"gpu": gpu, "measured_total_gib": total, "measured_free_gib": round(shown - context, 3)}
-    return {"gpus": [measured], "services": services}
+    return {"gpus": [{**card, "measured_free_gib": round(shown - context, 3)}], "services": services}
 
 
-def plan(services: list[dict[str, Any]], gpu: str, total: float, shown: float, catalog: Catalog) -> dict[str, Any]:
-    return plan_host("acceptance", declaration(services, gpu, total, shown, catalog), catalog)
+def plan(services: list[dict[str, Any]], card: Mapping[str, Any], shown: float, catalog: Catalog) -> dict[str, Any]:
+    return plan_host("acceptance", declaration(services, card, shown, catalog), catalog)
 
 
-def trials(tune: Mapping[str, Any], gpu: str, total: float, shown: float, catalog: Catalog) -> list[dict[str, Any]]:
+def trials(tune: Mapping[str, Any], card: Mapping[str, Any], shown: float, catalog: Catalog) -> list[dict[str, Any]]:
     """What the service has now, and the candidates of catalog/tuning.yml: {name, plan, skipped}."""
     service, tuning = tune["service"], yaml.safe_load((ROOT / "catalog/tuning.yml").read_text(encoding="utf-8"))
     engine = catalog.image(service["image"], service["engine"])
     known = {"engine": service["engine"], "engine_version": engine.engine_version, "extra_args": tune["tuned"]}
-    declared = {**declaration([service], gpu, total, shown, catalog), "tuned": {service["name"]: known}}
+    declared = {**declaration([service], card, shown, catalog), "tuned": {service["name"]: known}}
     found = [{"name": "as it is", "plan": plan_host("acceptance", declared, catalog), "skipped": ""}]
     for one in candidates("acceptance", declared, catalog, tuning, service["name"]):
         found.append({"name": one["name"], "plan": one["plan"], "skipped": one["skipped"]})
@@ -133,15 +132,15 @@ def main() -> None:
     singles = {name: {"services": [service]} for name, service in declared["comparison"]["variants"].items()}
     alone = {f"alone_{name}": variant for name, variant in declared["alone"].items()}
     models: dict[str, str] = {}
-    for gpu, total in declared["gpus"].items():
-        folder = out / "plans" / gpu
+    for product, card in declared["gpus"].items():
+        folder = out / "plans" / product
         folder.mkdir(parents=True, exist_ok=True)
-        tried = trials(declared["tune"], gpu, total, declared["shown_gib"], catalog)
+        tried = trials(declared["tune"], card, declared["shown_gib"], catalog)
         (folder / "tune.json").write_text(json.dumps(tried, indent=1) + "\n", encoding="utf-8")
         for name, stack in {**stacks, **singles, **alone}.items():
-            made = plan(stack["services"], gpu, total, declared["shown_gib"], catalog)
+            made = plan(stack["services"], card, declared["shown_gib"], catalog)
             if made["verdict"] != "fits":
-                sys.exit(f"{name} on {gpu}: {json.dumps(made['errors'], indent=1)}")
+                sys.exit(f"{name} on {product}: {json.dumps(made['errors'], indent=1)}")
             (folder / f"{name}.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
             if name in alone:
                 service = made["services"][0]

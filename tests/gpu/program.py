@@ -13,8 +13,6 @@ from typing import Any
 
 from card import Card, versions
 
-KEYS = {"NVIDIA H100 80GB HBM3": "h100_sxm", "NVIDIA H200": "h200"}
-
 
 def parser() -> argparse.ArgumentParser:
     """The options of a program that works on one GPU until a deadline."""

@@ -20,7 +20,7 @@ from typing import Any
 from card import Card
 from commands import differences
 from compare import medians
-from program import KEYS, claimed, conditions_of, parser, shared_result, without_paths
+from program import claimed, conditions_of, parser, shared_result, without_paths
 from running import Box, Load, NotUp, Running, diagnosis
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / ".collections"))
@@ -68,7 +68,7 @@ def main() -> None:
     declared = json.loads((options.prepared / "stacks.json").read_text())
     tune = declared["tune"]
     with Card(options.gpu, declared["shown_gib"], options.out) as card:
-        trials = json.loads((options.prepared / "plans" / KEYS[card.product] / "tune.json").read_text())
+        trials = json.loads((options.prepared / "plans" / card.product / "tune.json").read_text())
         plans = {trial["name"]: trial.pop("plan") for trial in trials}
         begin = {key: tune[key] for key in ("about", "margin", "first_token_margin", "rounds", "load")}
         begin |= {**conditions_of(card, box.sites), "trials": trials}

@@ -20,6 +20,28 @@ def test_equal_buffers_take_what_the_allocator_reserves(mib, count, allocator):
     assert allocator.buffers(size, count) == allocator.reserved([size] * count)
 
 
+@pytest.mark.parametrize(
+    ("freed", "size", "count", "left"),
+    [
+        (593.5, 658, 36, 594),  # Qwen2.5-3B under vLLM, alone on a card: too large to fit
+        (593.5, 256, 36, 82),  # two fit
+        (1002, 16, 32, 490),  # Llama-3.1-8B for eight requests: all fit
+        (594, 0.5, 48, 594),  # these go to segments of small buffers
+    ],
+)
+def test_later_buffers_fill_the_segment_of_a_freed_tensor(freed, size, count, left):
+    assert DEFAULT.unfilled(int(freed * MIB), int(size * MIB), count) == left * MIB
+    assert EXPANDABLE.unfilled(int(freed * MIB), int(size * MIB), count) == 0
+
+
+@pytest.mark.parametrize("allocator", [DEFAULT, EXPANDABLE])
+@pytest.mark.parametrize("step", [512, 100_000, MIB])
+def test_larger_buffers_never_take_less_beside_a_freed_tensor(step, allocator):
+    sizes = sorted(base * MIB + offset * step for base in (2, 9, 16, 148, 296, 593) for offset in range(40))
+    taken = [allocator.buffers(size, 36) + allocator.unfilled(594 * MIB, size, 36) for size in sizes]
+    assert taken == sorted(taken)
+
+
 def test_an_expandable_segment_wastes_less_than_its_last_step():
     tensors = [11 * MIB + 1, 9 * MIB, 3 * MIB, 512, 700_000]
     small, large = 512 + 700_416, 23 * MIB + 512

@@ -15,6 +15,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 ACCEPTANCE, RESULTS = ROOT / "tests/gpu", ROOT / "tests/gpu/results"
 BOX = ROOT / "tests/fixtures/gpu_box"
+CARD = "NVIDIA H100 80GB HBM3"  # the box's
 sys.path[:0] = [str(ACCEPTANCE), str(ROOT / "tests/tools")]
 
 import performance  # noqa: E402
@@ -201,7 +202,7 @@ def test_small_kv_buffers_take_what_a_real_engine_took(catalog):
 def test_every_recorded_restart_grants_the_tokens_of_the_plan_of_today(stack, prepared):
     """By SGLang's rule, with the free memory that the engine itself measured then."""
     result, _ = recorded(stack)
-    plan = json.loads((prepared / "plans/h100_sxm" / f"{stack}.json").read_text())
+    plan = json.loads((prepared / "plans" / CARD / f"{stack}.json").read_text())
     for service in plan["services"]:
         if service["engine"] != "sglang":
             continue
@@ -230,7 +231,7 @@ def test_plan_for_a_held_back_card_is_the_plan_for_the_real_one(prepared, make_p
     """But for vLLM's utilisation, a share of the whole card."""
     import prepare
 
-    held_back = json.loads((prepared / "plans/h100_sxm/default.json").read_text())
+    held_back = json.loads((prepared / "plans" / CARD / "default.json").read_text())
     real = make_plan(prepare.load_stacks()["stacks"]["default"]["services"], ("rtx_5090",))
     for ours, theirs in zip(held_back["services"], real["services"], strict=True):
         differing = [entry["flag"] for entry in differences(theirs, [*ours["entrypoint"], *ours["command"]])]

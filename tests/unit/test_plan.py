@@ -246,6 +246,46 @@ def test_extra_arguments_change_the_sizes_that_they_change(make_plan):
     assert eager["graphs"] == 0
 
 
+VLLM = {"engine": "vllm", "image": "vllm-0.24"}
+
+
+def test_a_first_start_of_vllm_leaves_room_for_a_copy_of_the_embedding_table(make_plan):
+    """151,936 rows of 2,048 elements; more than activations need is planned, and held before any load."""
+    memory = make_plan([QWEN | VLLM])["services"][0]["memory"]
+    assert memory["kv"] / 36 > memory["compilation"]
+    assert memory["compilation"] == pytest.approx(151_936 * 2048 * 2 / 2**30, abs=0.003)
+    assert memory["activations"] == 0
+    assert memory["resident"] == pytest.approx(memory["peak"], abs=0.002)
+
+
+def test_kv_buffers_use_what_compilation_leaves(make_plan):
+    def memory(tokens):
+        return make_plan([QWEN | VLLM | {"kv_tokens": tokens, "max_concurrency": 1}])["services"][0]["memory"]
+
+    small, large = memory(32_768), memory(65_536)
+    assert small["compilation"] < 0.05
+    assert small["compilation"] + small["activations"] == pytest.approx(
+        large["compilation"] + large["activations"], abs=0.002
+    )
+
+
+@pytest.mark.parametrize(
+    "without",
+    [
+        {"profile": "safe"},
+        {"image": "vllm-0.10.1"},
+        {"extra_args": {"enforce-eager": True}},
+        {"environment": {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}},
+        {"engine": "sglang", "image": "sglang-0.5.15"},
+    ],
+    ids=str,
+)
+def test_nothing_is_left_by_compilation(make_plan, without):
+    memory = make_plan([QWEN | VLLM | without])["services"][0]["memory"]
+    assert memory["compilation"] == 0
+    assert memory["activations"] > 0
+
+
 def test_prefill_batches_are_no_larger_than_the_pool(make_plan):
     def activations(**settings):
         return make_plan([TINY | settings])["services"][0]["memory"]["activations"]

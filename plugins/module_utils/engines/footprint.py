@@ -24,7 +24,12 @@ class Footprint:
 
     @cached_property
     def fixed(self) -> int:
-        return self.context + self.weights + self.state + self.workspaces + self.tables + self.graphs + self.activations
+        """Without load."""
+        return self.context + self.weights + self.state + self.workspaces + self.tables + self.graphs
+
+    def peak(self, left: int = 0) -> int:
+        """Under load, where ``left`` bytes are reserved already and activations use them first."""
+        return self.fixed + max(left, self.activations)
 
 
 def sampler_bytes(rows: int, vocab: int) -> int:

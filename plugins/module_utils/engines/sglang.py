@@ -108,6 +108,10 @@ class SglangMemory:
                 total += self.allocator.buffers(rows * elements * self.service.kv_element, layers.count)
         return total
 
+    def compilation_bytes(self, tokens: int) -> int:
+        """Nothing: what it compiles at its start is not tried on copies of the weights."""
+        return 0
+
     @cached_property
     def floor_tokens(self) -> int:
         return round_up(self.service.kv_tokens or self.service.context_length, self.page)
@@ -231,7 +235,7 @@ class SglangMemory:
     def reserve_bytes(self, tokens: int) -> int:
         """Held back so that the largest fraction still covers weights, KV and state."""
         footprint = self.footprint
-        taken = footprint.fixed - footprint.context + self.pool_bytes(tokens)
+        taken = footprint.peak() - footprint.context + self.pool_bytes(tokens)
         return max(0, math.ceil(self.static_bytes(tokens) / LARGEST_FRACTION) - taken)
 
     def least_fraction(self, tokens: int, free: float) -> float:

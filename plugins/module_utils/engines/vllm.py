@@ -133,8 +133,23 @@ class VllmMemory:
 
     def pool_bytes(self, tokens: int) -> int:
         """Device memory of those blocks: one tensor per layer of a group."""
+        return self.allocator.buffers(*self._pool_buffers(tokens))
+
+    def _pool_buffers(self, tokens: int) -> tuple[int, int]:
         layers = self.blocks.group_layers
-        return self.allocator.buffers(self._blocks_for(tokens) * self.blocks.block_bytes // layers, layers)
+        return self._blocks_for(tokens) * self.blocks.block_bytes // layers, layers
+
+    def compilation_bytes(self, tokens: int) -> int:
+        """What the compilation of a first start leaves reserved beside a pool of ``tokens``; activations may use it.
+
+        Where kernels are compared by running them, on made-up inputs, the embedding table is among those inputs. Its
+        copy is freed, its segment is not. A start that finds the kernels in its cache does without.
+        """
+        since = version_tuple(str(self.service.settings["kernels_compared_since"]))
+        if self.option("no_graphs", False) or version_tuple(self.service.image.engine_version) < since:
+            return 0
+        embedding = self.geometry.embedding_elements(self.tp) * self.geometry.dtype_bytes
+        return self.allocator.unfilled(embedding, *self._pool_buffers(tokens))
 
     def tokens_in(self, size: float) -> int:
         """Capacity that vLLM reports for a pool of ``size`` bytes (get_kv_cache_capacity)."""
@@ -233,7 +248,8 @@ class VllmMemory:
     def least_fraction(self, tokens: int, free: float) -> float:
         """The smallest utilization that covers everything but the context."""
         if self.exact:
-            return (self.footprint.fixed - self.footprint.context + self.pool_bytes(tokens)) / self.gpu.total
+            footprint, left = self.footprint, self.compilation_bytes(tokens)
+            return (footprint.peak(left) - footprint.context + self.pool_bytes(tokens)) / self.gpu.total
         return (self.non_kv + self.kv_bytes(tokens)) / self.gpu.total
 
     def fraction(self, tokens: int, free: float) -> float:
