@@ -109,7 +109,7 @@ class SglangMemory:
         return total
 
     def compilation_bytes(self, tokens: int) -> int:
-        """Nothing: what it compiles at its start is not tried on copies of the weights."""
+        """Nothing: SGLang by itself has no kernels compared."""
         return 0
 
     @cached_property
