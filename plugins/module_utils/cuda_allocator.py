@@ -79,10 +79,11 @@ class CachingAllocator:
     def unfilled(self, freed: int, size: int, count: int) -> int:
         """What a freed tensor of at least 10 MiB adds to ``buffers``, which are cut from its segment while they fit.
 
-        The segment is not given back: one of them, or anything small, is in it.
+        The segment is not given back: one of them, or anything small, is in it. Those of up to 1 MiB are counted in it,
+        too, though they have segments of their own: larger buffers are not to take less.
         """
-        size, segment = round_up(size, BLOCK), round_up(freed, ROUND_LARGE)
-        fitting = min(count, segment // size) if size > SMALL_LIMIT else 0
+        size, segment = max(BLOCK, round_up(size, BLOCK)), round_up(freed, ROUND_LARGE)
+        fitting = min(count, segment // size)
         return max(0, segment + self.buffers(size, count - fitting) - self.buffers(size, count))
 
 
