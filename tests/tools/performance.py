@@ -104,8 +104,8 @@ ALONE = """\
 One service alone on the card, one thing changed at a time: planned / measured, GiB. Constants of
 [`catalog/overheads.yml`](../catalog/overheads.yml) come from here. Under SGLang `tables` is what it takes besides
 weights and KV up to the end of its pools, `workspaces` what follows up to one request served; under vLLM `rest` is all
-that it does not log, [what compilation leaves](design.md#the-memory-laws) among it, which was found with these figures and
-is planned since. `under load` is what the process grew by, then.
+that it does not log, [what compilation leaves](design.md#the-memory-laws) among it, which was found with these figures
+and is planned since. `under load` is what the process grew by, then.
 """
 
 
