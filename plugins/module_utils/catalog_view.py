@@ -28,6 +28,10 @@ class Image:
     gpu_code: tuple[str, ...]
     gpu_code_arm64: tuple[str, ...] = ()
 
+    def at_least(self, version: str) -> bool:
+        """Whether its engine is of that version or a later one."""
+        return version_tuple(self.engine_version) >= version_tuple(str(version))
+
     def code_for(self, arm64: bool) -> tuple[str, ...]:
         return self.gpu_code_arm64 if arm64 else self.gpu_code
 

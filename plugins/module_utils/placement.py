@@ -41,7 +41,7 @@ class Placed:
     @property
     def activations(self) -> int:
         """Bytes per GPU that load adds to ``resident``."""
-        return self.law.footprint.peak(self.compilation) - self.law.footprint.fixed - self.compilation
+        return max(0, self.law.footprint.activations - self.compilation)
 
     @property
     def context(self) -> int:

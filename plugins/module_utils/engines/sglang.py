@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from functools import cached_property
 
-from ..catalog_view import Catalog, version_tuple
+from ..catalog_view import Catalog
 from ..cuda_allocator import allocator_of
 from ..declaration import Gpu, Service
 from ..engine_flags import Options
@@ -82,7 +82,7 @@ class SglangMemory:
     def _sliding_ratio(self) -> float:
         """Size of the sliding-window layers' pool as a share of the full one; 1: no pool of their own."""
         since = self.service.settings["sliding_window_pools"].get(self.geometry.architecture)
-        pooled = since is not None and version_tuple(self.service.image.engine_version) >= version_tuple(str(since))
+        pooled = since is not None and self.service.image.at_least(since)
         return self.service.settings["swa_full_tokens_ratio"] if pooled else 1.0
 
     def _layer_tokens(self, kind: str, tokens: int) -> int:
@@ -204,10 +204,10 @@ class SglangMemory:
         return from_gib(constants["base"] + captured) + logits
 
     def _prefill_graphs(self) -> int:
-        since = version_tuple(str(self.service.settings["prefill_graphs_since"]))
+        known = self.service.image.at_least(self.service.settings["prefill_graphs_since"])
         off = self.option("no_graphs", False) or self.option("no_prefill_graphs", False)
         graphless = self.attention in self.service.settings["graphless_attention"]
-        if off or graphless or version_tuple(self.service.image.engine_version) < since:
+        if off or graphless or not known:
             return 0
         per_bucket = self.catalog.overhead("sglang", "prefill_graphs", "per_layer_and_bucket")
         return from_gib(self._layers * prefill_buckets(self.chunk) * per_bucket)

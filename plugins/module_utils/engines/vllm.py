@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from ..catalog_view import Catalog, version_tuple
+from ..catalog_view import Catalog
 from ..cuda_allocator import allocator_of
 from ..declaration import Gpu, Service
 from ..engine_flags import Options
@@ -77,8 +77,8 @@ class VllmMemory:
     def blocks(self) -> KvBlocks:
         """Groups of equal layer count share blocks: ``_get_kv_cache_groups_uniform_page_size``."""
         context, element = self.service.context_length, self.service.kv_element
-        since = version_tuple(str(self.service.settings["two_batches_in_flight_since"]))
-        in_flight = self.chunk * (2 if version_tuple(self.service.image.engine_version) >= since else 1)
+        ahead = self.service.image.at_least(self.service.settings["two_batches_in_flight_since"])
+        in_flight = self.chunk * (2 if ahead else 1)
         kinds = [
             (layers.count, layers.row_elements(self.tp) * element, layers.window) for layers in self.geometry.attention
         ]
@@ -145,11 +145,15 @@ class VllmMemory:
         Where kernels are compared by running them, on made-up inputs, the embedding table is among those inputs. Its
         copy is freed, its segment is not. A start that finds the kernels in its cache does without.
         """
-        since = version_tuple(str(self.service.settings["kernels_compared_since"]))
-        if self.option("no_graphs", False) or version_tuple(self.service.image.engine_version) < since:
+        if not self._kernels_compared:
             return 0
         embedding = self.geometry.embedding_elements(self.tp) * self.geometry.dtype_bytes
         return self.allocator.unfilled(embedding, *self._pool_buffers(tokens))
+
+    @cached_property
+    def _kernels_compared(self) -> bool:
+        compiled = not self.option("no_graphs", False)
+        return compiled and self.service.image.at_least(self.service.settings["kernels_compared_since"])
 
     def tokens_in(self, size: float) -> int:
         """Capacity that vLLM reports for a pool of ``size`` bytes (get_kv_cache_capacity)."""
@@ -228,7 +232,7 @@ class VllmMemory:
     @cached_property
     def non_kv(self) -> int:
         """What vLLM takes off ``total x utilization`` before KV."""
-        counted = version_tuple(self.service.image.engine_version) >= (0, 21)
+        counted = self.service.image.at_least("0.21")
         graphs = self.footprint.graphs if counted else 0
         return self.profiled_weights + self._runtime + self._activation_tensors + graphs
 
